@@ -1,0 +1,84 @@
+"""Checkpoints of one stage: the training state, of which the last few are kept, and the weights that sampling reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdm.artifacts import load_tensors, make_folder, save_tensors, told_by_path, weights_file
+from cdm.errors import CorruptError
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """Newest first: names hold ``images_seen`` with leading zeros."""
+    return sorted((Path(folder) / "training").glob("ckpt-*.safetensors"), reverse=True)
+
+
+def save_checkpoint(folder: str | Path, images_seen: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Writes the training state of a stage (weights, optimiser, EMA) at ``images_seen``; whole or not at all.
+
+    Args:
+        folder: the stage's folder.
+        tensors: any names, dtypes and devices.
+        meta: JSON types; ``images_seen`` is added.
+
+    Raises:
+        UserError: the disk is full or the folder not writable; the checkpoints before are untouched.
+    """
+    path = make_folder(Path(folder) / "training") / f"ckpt-{images_seen:012d}.safetensors"
+    save_tensors(path, tensors, meta | {"images_seen": images_seen})
+    return path
+
+
+def latest_checkpoint(
+    folder: str | Path, say: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
+    """The newest checkpoint that is whole, or None. A damaged one is said, and set aside as ``*.damaged``.
+
+    Raises:
+        UserError: made by a newer cdm, or not readable.
+    """
+    for path in _checkpoints(folder):
+        try:
+            tensors, meta = load_tensors(path)
+        except CorruptError as error:
+            with suppress(OSError):  # so that pruning does not count it as a good one
+                path.rename(path.with_name(path.name + ".damaged"))
+            say(f"Checkpoint refused, going back to the one before: {error}")
+            continue
+        return tensors, meta, path
+    return None
+
+
+def prune(folder: str | Path, keep: int = 2) -> None:
+    """Deletes all but the newest ``keep`` checkpoints. Those set aside as damaged are left to the user."""
+    assert keep >= 1
+    for path in _checkpoints(folder)[keep:]:
+        with told_by_path(path):
+            path.unlink(missing_ok=True)
+
+
+def save_weights(
+    folder: str | Path,
+    params: dict[str, Tensor],
+    emas: dict[float, dict[str, Tensor]],
+    meta: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes ``model.safetensors`` and one ``ema-0.050.safetensors`` per profile into the stage's folder.
+
+    Args:
+        params: raw weights by name.
+        emas: the same names for every sigma_rel.
+        meta: JSON types; ``sigma_rel`` is added (null for the raw weights).
+        dtype: of the stored floats, float32 or bfloat16.
+    """
+    make_folder(folder)
+    for sigma_rel, tensors in [*emas.items(), (None, params)]:
+        stored = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+        save_tensors(Path(folder) / weights_file(sigma_rel), stored, meta | {"sigma_rel": sigma_rel})

@@ -1,0 +1,183 @@
+"""What is seen of training: ``log.jsonl``, TensorBoard when it is installed, and progress on the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from cdm.artifacts import append_event, make_folder
+
+
+def read_log(path: str | Path, stage: int | None = None) -> list[dict[str, Any]]:
+    """Lines of a log with rising ``images_seen``: what a resume or a roll-back repeated replaces what it undid.
+
+    Args:
+        path: of ``log.jsonl``; no file is no lines. Torn lines are left out: a log only informs.
+        stage: only lines of this stage.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(text)
+            images_seen = line["images_seen"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if stage is not None and line.get("stage") != stage:
+            continue
+        back_at = images_seen + 1 if "resumed" in line else images_seen
+        while lines and lines[-1]["images_seen"] >= back_at:
+            lines.pop()
+        if "resumed" not in line:
+            lines.append(line)
+    return lines
+
+
+def find_tensorboard(say: Callable[[str], None]) -> type | None:
+    """TensorBoard's writer class, or None, which is said. Call it once per run and hand it to every ``TrainLog``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("TensorBoard is not installed, so only log.jsonl is written: pip install 'cascaded-diffusion[track]'.")
+        return None
+    return SummaryWriter
+
+
+class TrainLog:
+    """Appends to the ``log.jsonl`` of one stage, and to TensorBoard.
+
+    Args:
+        folder: the stage's folder.
+        stage: its number.
+        images_seen: where training starts or goes on; a mark is written where it goes on.
+        tensorboard: what ``find_tensorboard`` gave.
+    """
+
+    def __init__(self, folder: str | Path, stage: int, images_seen: int = 0, tensorboard: type | None = None) -> None:
+        self.path = make_folder(folder) / "log.jsonl"
+        self.stage = stage
+        self._tensorboard = (
+            tensorboard(str(Path(folder) / "tensorboard"), purge_step=images_seen + 1) if tensorboard else None
+        )
+        if self.path.exists():
+            self.go_back(images_seen)
+
+    def go_back(self, images_seen: int) -> None:
+        """Marks that training goes on from ``images_seen``: lines beyond it no longer count (resume, roll-back)."""
+        append_event(self.path, {"stage": self.stage, "images_seen": images_seen, "resumed": True})
+
+    def write(self, images_seen: int, **values: float | None) -> None:
+        """One line: loss, lr, grad_norm, images_per_s, seconds, skipped, data_wait, whatever was measured."""
+        append_event(self.path, {"stage": self.stage, "images_seen": images_seen, **values})
+        if self._tensorboard:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, images_seen)
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``40 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+class Rate:
+    """Images per second over the last ``window_s`` seconds."""
+
+    def __init__(self, window_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_s = window_s
+        self._clock = clock
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, images_seen: int) -> float | None:
+        """Takes in a count and returns the rate; None until there are two counts. A fall (roll-back) starts anew."""
+        now = self._clock()
+        if self._points and images_seen < self._points[-1][1]:
+            self._points.clear()
+        self._points.append((now, images_seen))
+        while len(self._points) > 2 and self._points[1][0] <= now - self._window_s:
+            self._points.popleft()
+        (t0, n0), (t1, n1) = self._points[0], self._points[-1]
+        return (n1 - n0) / (t1 - t0) if t1 > t0 else None
+
+
+class _Field(ProgressColumn):
+    """A text that the owner of the bar sets."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("info", ""), style="cyan")
+
+
+class TrainProgress:
+    """Progress of one stage: a bar on a terminal, a plain line every ``every_s`` seconds elsewhere.
+
+    Use it as a context manager. ``say`` prints a sentence without breaking the bar.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        console: Console | None = None,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or Console()
+        self._label = label
+        self._total = total
+        self._every_s = every_s
+        self._clock = clock
+        self._rate = Rate(clock=clock)
+        self._last_line: float | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(), _Field())
+        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._task = self._bar.add_task(label, total=total) if self._bar else None
+
+    def __enter__(self) -> TrainProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, images_seen: int, loss: float | None = None, total: int | None = None) -> None:
+        """Shows the state; call it as often as you like. ``total``: when the budget has changed."""
+        self._total = total or self._total
+        info = self._describe(images_seen, self._rate.update(images_seen), loss)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=images_seen, total=self._total, info=info)
+            return
+        now = self._clock()
+        if self._last_line is None or now - self._last_line >= self._every_s or images_seen >= self._total:
+            self._last_line = now
+            self.say(f"{self._label}: {info}")
+
+    def _describe(self, images_seen: int, rate: float | None, loss: float | None) -> str:
+        parts = [f"{images_seen:,} of {self._total:,} images"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4f}")
+        if rate:
+            parts += [f"{rate:.0f} images/s", f"{duration((self._total - images_seen) / rate)} left"]
+        return ", ".join(parts)
