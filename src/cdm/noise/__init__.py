@@ -1,0 +1,1 @@
+"""The mathematics of noise: schedules, the forward process, densities and weights. No networks."""
