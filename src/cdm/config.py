@@ -179,6 +179,11 @@ class DataConfig:
     flip: bool = False
     balanced: bool = False
 
+    @property
+    def levels(self) -> int:
+        """Intensity steps of a saved image."""
+        return self.window[1] - self.window[0] + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
@@ -240,6 +245,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}; expected a list.")
         hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(value) != len(hints):
+            raise ConfigError(f"{where} has {len(value)} entries; expected {len(hints)}.")
         return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
     if origin is Literal:
         if value not in args:

@@ -116,7 +116,9 @@ class Rng:
     ) -> Int32[Tensor, "b ..."]:
         """Uniform 32-bit integers, shape ``[B, *shape]``; two per mixed word, the low half first."""
         n = prod(shape)
-        return self.bits(purpose, index, (n + 1) // 2, step).view(torch.int32)[:, :n].reshape(len(index), *shape)
+        words = self.bits(purpose, index, (n + 1) // 2, step)
+        halves = words.flatten().view(torch.int32).view(len(index), 2 * words.shape[1])
+        return halves[:, :n].reshape(len(index), *shape)
 
     def uniform(
         self, purpose: Purpose, index: Int64[Tensor, " b"], shape: tuple[int, ...] = (), step: int = 0

@@ -1,0 +1,47 @@
+# Needs only Python 3.11 and make. TORCH=cuda takes the build of torch for NVIDIA GPUs.
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH ?= cpu
+MINUTES ?= 5
+CDM_RUNS ?= runs
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(TORCH)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# "===" refuses a local version such as 2.13.0+cpu, so pip takes the standard build, which has CUDA.
+TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+TORCH_cpu := $(TORCH_PIN)
+TORCH_cuda := $(subst ==,===,$(TORCH_PIN))
+
+.PHONY: install demo test check bench docs clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(if $(TORCH_$(TORCH)),,$(error TORCH is "$(TORCH)"; expected cpu or cuda))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH_$(TORCH))' hatchling
+	$(PIP) --no-build-isolation --editable '.[tensorboard,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/cdm train builtin:letters --recipe demo --minutes $(MINUTES) --out $(CDM_RUNS)/demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo --no-cache
+
+bench: $(STAMP)  # each script writes its own file under benchmarks/results/
+	for script in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
