@@ -1,0 +1,1 @@
+"""Looking at and measuring what was trained: pictures and reports."""
