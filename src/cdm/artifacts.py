@@ -132,7 +132,7 @@ def _canonical(body: dict[str, Any]) -> bytes:
 
 def _raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -245,7 +245,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         info, checksum = metadata["cdm"], metadata["sha256"]
         if checksum != _digest(tensors, info.encode()):
             raise _damaged(path, "its checksum differs")
@@ -305,6 +305,36 @@ def read_events(path: str | Path) -> list[dict[str, Any]]:
     return events
 
 
+def read_log(path: str | Path, stage: int | None = None) -> list[dict[str, Any]]:
+    """Lines of a ``log.jsonl`` with rising ``images_seen``: what a resume or a roll-back repeated replaces what it
+    undid, and lines of the same ``images_seen`` become one.
+
+    Args:
+        path: no file is no lines. Damaged lines are left out: a log only informs.
+        stage: only lines of this stage.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in _read(path).split(b"\n"):
+        try:
+            line = json.loads(text)
+            images_seen = line["images_seen"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if stage is not None and line.get("stage") != stage:
+            continue
+        while lines and lines[-1]["images_seen"] > images_seen:
+            lines.pop()
+        if line.get("resumed"):
+            continue  # the mark that training went on from here
+        if lines and lines[-1]["images_seen"] == images_seen:
+            line = lines.pop() | line
+        lines.append(line)
+    return lines
+
+
 # ---- one owner per run -----------------------------------------------------------------------------------------------
 
 
@@ -321,7 +351,7 @@ class RunLock:
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / "run.lock"
         with told_by_path(path):
-            self._file = open(path, "a+b")  # noqa: SIM115 (kept open: closing it gives the lock up)
+            self._file = open(path, "a+b")  # kept open: closing it gives the lock up
         try:
             with told_by_path(path):
                 self._take(path)

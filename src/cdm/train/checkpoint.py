@@ -82,3 +82,21 @@ def save_weights(
     for sigma_rel, tensors in [*emas.items(), (None, params)]:
         stored = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
         save_tensors(Path(folder) / weights_file(sigma_rel), stored, meta | {"sigma_rel": sigma_rel})
+
+
+def save_snapshots(folder: str | Path, images_seen: int, emas: dict[float, dict[str, Tensor]], keep: int = 2) -> None:
+    """Writes each EMA profile to ``snapshots/``, in bfloat16, and deletes all but the newest ``keep`` of each.
+
+    Snapshots along the run are what other profiles are made of afterwards (Karras et al. 2024, section 3.2).
+    """
+    snapshots = make_folder(Path(folder) / "snapshots")
+    for profile, tensors in emas.items():
+        stem = f"ema-{profile:.3f}"
+        stored = {name: x.to(torch.bfloat16) for name, x in tensors.items()}
+        save_tensors(
+            snapshots / f"{stem}-{images_seen:012d}.safetensors", stored,
+            {"images_seen": images_seen, "sigma_rel": profile},
+        )  # fmt: skip
+        for old in sorted(snapshots.glob(f"{stem}-*.safetensors"), reverse=True)[keep:]:
+            with told_by_path(old):
+                old.unlink(missing_ok=True)

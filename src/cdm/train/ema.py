@@ -50,4 +50,5 @@ class Ema:
         assert 0 <= images_before < images_after
         new = [p.detach().float() for p in params]
         for gamma, old in zip(self._gammas, self.params, strict=True):
-            torch._foreach_lerp_(old, new, 1 - beta(gamma, images_before, images_after))
+            share = 1 - beta(gamma, images_before, images_after)
+            torch._foreach_lerp_(old, new, share)  # pyright: ignore[reportPrivateImportUsage]

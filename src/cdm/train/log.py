@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,34 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from cdm.artifacts import append_event, make_folder
+from cdm.artifacts import append_event, make_folder, read_log
 
-
-def read_log(path: str | Path, stage: int | None = None) -> list[dict[str, Any]]:
-    """Lines of a log with rising ``images_seen``: what a resume or a roll-back repeated replaces what it undid.
-
-    Args:
-        path: of ``log.jsonl``; no file is no lines. Torn lines are left out: a log only informs.
-        stage: only lines of this stage.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_bytes().split(b"\n"):
-        try:
-            line = json.loads(text)
-            images_seen = line["images_seen"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if stage is not None and line.get("stage") != stage:
-            continue
-        back_at = images_seen + 1 if "resumed" in line else images_seen
-        while lines and lines[-1]["images_seen"] >= back_at:
-            lines.pop()
-        if "resumed" not in line:
-            lines.append(line)
-    return lines
+__all__ = ["TrainLog", "TrainProgress", "duration", "find_tensorboard", "read_log"]
 
 
 def find_tensorboard(say: Callable[[str], None]) -> type | None:
@@ -48,7 +22,7 @@ def find_tensorboard(say: Callable[[str], None]) -> type | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        say("TensorBoard is not installed, so only log.jsonl is written: pip install 'cascaded-diffusion[track]'.")
+        say("TensorBoard is not installed, log.jsonl alone is written: pip install 'cascaded-diffusion[tensorboard]'.")
         return None
     return SummaryWriter
 
@@ -59,16 +33,19 @@ class TrainLog:
     Args:
         folder: the stage's folder.
         stage: its number.
-        images_seen: where training starts or goes on; a mark is written where it goes on.
         tensorboard: what ``find_tensorboard`` gave.
     """
 
-    def __init__(self, folder: str | Path, stage: int, images_seen: int = 0, tensorboard: type | None = None) -> None:
+    def __init__(self, folder: str | Path, stage: int, tensorboard: type | None = None) -> None:
         self.path = make_folder(folder) / "log.jsonl"
         self.stage = stage
-        self._tensorboard = (
-            tensorboard(str(Path(folder) / "tensorboard"), purge_step=images_seen + 1) if tensorboard else None
-        )
+        self._folder = str(Path(folder) / "tensorboard")
+        self._make = tensorboard
+        self._tensorboard: Any = None
+
+    def start(self, images_seen: int) -> None:
+        """Training starts or goes on from here; lines beyond it no longer count."""
+        self._tensorboard = self._make(self._folder, purge_step=images_seen + 1) if self._make else None
         if self.path.exists():
             self.go_back(images_seen)
 
@@ -76,7 +53,7 @@ class TrainLog:
         """Marks that training goes on from ``images_seen``: lines beyond it no longer count (resume, roll-back)."""
         append_event(self.path, {"stage": self.stage, "images_seen": images_seen, "resumed": True})
 
-    def write(self, images_seen: int, **values: float | None) -> None:
+    def write(self, images_seen: int, **values: Any) -> None:
         """One line: loss, lr, grad_norm, images_per_s, seconds, skipped, data_wait, whatever was measured."""
         append_event(self.path, {"stage": self.stage, "images_seen": images_seen, **values})
         if self._tensorboard:
@@ -146,6 +123,7 @@ class TrainProgress:
         self._clock = clock
         self._rate = Rate(clock=clock)
         self._last_line: float | None = None
+        self.loss: float | None = None  # shown; set it when it is known
         columns = (TextColumn("{task.description}"), BarColumn(), _Field())
         self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self._task = self._bar.add_task(label, total=total) if self._bar else None
@@ -162,17 +140,19 @@ class TrainProgress:
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
-    def update(self, images_seen: int, loss: float | None = None, total: int | None = None) -> None:
-        """Shows the state; call it as often as you like. ``total``: when the budget has changed."""
+    def update(self, images_seen: int, total: int | None = None) -> float | None:
+        """Shows the state; call it as often as you like. ``total``: when the budget has changed. Returns images/s."""
         self._total = total or self._total
-        info = self._describe(images_seen, self._rate.update(images_seen), loss)
+        rate = self._rate.update(images_seen)
+        info = self._describe(images_seen, rate, self.loss)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=images_seen, total=self._total, info=info)
-            return
+            return rate
         now = self._clock()
         if self._last_line is None or now - self._last_line >= self._every_s or images_seen >= self._total:
             self._last_line = now
             self.say(f"{self._label}: {info}")
+        return rate
 
     def _describe(self, images_seen: int, rate: float | None, loss: float | None) -> str:
         parts = [f"{images_seen:,} of {self._total:,} images"]
