@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -23,6 +23,7 @@ AUG_LOGSNR_MIN, AUG_LOGSNR_MAX = -10.0, 12.0
 _BETA_MIN, _BETA_MAX = 0.1, 20.0  # of the VP SDE, Song et al. 2021, appendix C
 
 
+@runtime_checkable  # beartype asks in tests
 class Schedule(Protocol):
     """A map t <-> log-SNR, strictly falling in t (a table is a staircase). ``table`` is None or float64 ``[T]``."""
 
