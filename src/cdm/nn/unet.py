@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cdm.config import ConfigError, NetConfig
-from cdm.nn.layers import Attention, LevelEmbedding, double, halve, make_norm, zero
+from cdm.nn.layers import Attention, LevelEmbedding, Norm, double, halve, zero
 from cdm.types import Dropout, Image, Labels
 
 Resample = Literal["up", "down"]
@@ -24,18 +24,17 @@ class ResBlock(nn.Module):
         super().__init__()
         self.layer, self.dropout = layer, config.dropout
         self.resample = {"up": double, "down": halve, None: nn.Identity()}[resample]
-        self.norm_in = make_norm(config.norm, channels)
+        self.norm_in = Norm(config.norm, channels)
         self.conv_in = nn.Conv2d(channels, out, 3, padding=1)
         self.modulation = nn.Linear(4 * config.width, 2 * out)
-        self.norm_out = make_norm(config.norm, out)
+        self.norm_out = Norm(config.norm, out)
         self.conv_out = zero(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
         """``embedding`` has passed its SiLU already, once for all blocks."""
-        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
-        scale, shift = self.modulation(embedding)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
-        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        h = self.conv_in(self.resample(self.norm_in(x)))
+        h = self.norm_out(h, self.modulation(embedding))
         if dropout is not None and self.dropout > 0:
             h = dropout(h, self.layer, self.dropout)
         return self.skip(self.resample(x)) + self.conv_out(h)
@@ -100,7 +99,7 @@ class UNet(nn.Module):
         self.encoder, self.middle, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self._build()
         channels = config.width * config.multipliers[0]
-        self.norm = make_norm(config.norm, channels)
+        self.norm = Norm(config.norm, channels)
         self.last = zero(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
@@ -176,7 +175,7 @@ class UNet(nn.Module):
             if isinstance(block, Block):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = self._run(block, x, embedding, dropout)
-        return self.last(F.silu(self.norm(x)))
+        return self.last(self.norm(x))
 
     def _run(self, block: nn.Module, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
         if self.checkpointing and torch.is_grad_enabled():
