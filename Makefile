@@ -41,7 +41,7 @@ bench: $(STAMP)  # each script writes its own file under benchmarks/results/
 	for script in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
