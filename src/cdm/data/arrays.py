@@ -1,0 +1,225 @@
+"""A source becomes one array: decode, crop, downsample and collect in parallel, in memory or in a cache file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cdm.artifacts import load_json, save_json
+from cdm.data import letters
+from cdm.data.cache import FileRows, MemoryRows, default_cache_dir, map_rows, quarter_of_memory
+from cdm.data.decode import DecodeError, Pixels, area_down, centre_crop_square, decode, to_bit_depth
+from cdm.data.image_array import ImageArray
+from cdm.data.pixels import FULL_8, Window
+from cdm.data.plan import scan_sizes
+from cdm.data.source import ReadError, Source
+from cdm.errors import UserError
+
+FEW_IMAGES = 10
+_CACHE_VERSION = 1  # raise it when decoding changes, so that old cache files are not used
+
+Progress = Callable[[int, int], None]
+"""``progress(done, total)``, called after each image."""
+
+
+def load_images(
+    source: Source,
+    size: int,
+    channels: int = 3,
+    bit_depth: Literal[8, 16, "auto"] = "auto",
+    *,
+    window: Window | None = None,
+    cache_dir: Path | None = None,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> ImageArray:
+    """Load every image at ``size`` x ``size``: upright, centre-cropped square, area-averaged.
+
+    Files that cannot be used (broken, too small) are skipped and told in ``skipped``.
+
+    Args:
+        bit_depth: "auto" is 16 if any header looked at says so and ``channels`` is not 3.
+        window: intensities shown as -1 and 1; None: 8 bits use (0, 255), 16 bits the smallest and largest found.
+        cache_dir: for data over the limit; None: ``$XDG_CACHE_HOME/cdm`` or ``~/.cache/cdm``.
+        memory_limit: bytes; data over it is mapped from a cache file. None: a quarter of the machine's memory.
+        threads: of the pool; None: one per core.
+
+    Raises:
+        UserError: no usable image in all or in one class, or no room for the cache.
+    """
+    if bit_depth == "auto":
+        bit_depth = 16 if channels != 3 and not source.letters and scan_sizes(source).has_16_bit else 8
+    shape, dtype = (channels, size, size), np.dtype(f"u{bit_depth // 8}")
+    limit = quarter_of_memory() if memory_limit is None else memory_limit
+    if source.letters:
+        decoded = _drawn(len(source), size, channels)
+    else:
+        decoded = _decoded(source, size, channels, bit_depth, threads or os.cpu_count() or 1)
+    if len(source) * int(np.prod(shape)) * dtype.itemsize <= limit:
+        array = _collect(source, MemoryRows(len(source), shape, dtype), decoded, bit_depth, progress)
+    else:
+        path = (cache_dir or default_cache_dir()) / f"{_key(source, shape, bit_depth)}.pixels"
+        array = _load_cached(source, path, shape, bit_depth)
+        if array is None:
+            array = _collect(source, FileRows(path, shape, dtype), decoded, bit_depth, progress)
+            array = dataclasses.replace(array, cache_file=path)
+            _save_meta(path, array)
+    return dataclasses.replace(array, window=window or array.window)
+
+
+def _collect(
+    source: Source,
+    store: MemoryRows | FileRows,
+    decoded: Iterator[tuple[Pixels, bool] | str],
+    bit_depth: int,
+    progress: Progress | None,
+) -> ImageArray:
+    rows: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    reduced, low, high = 0, 65535, 0
+    with store:
+        for i, result in enumerate(decoded):
+            if isinstance(result, str):
+                skipped.append((source.entries[i].path, result))
+            else:
+                pixels, was_reduced = result
+                store.append(pixels[None])
+                rows.append(i)
+                reduced += was_reduced
+                if bit_depth == 16:
+                    low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+            if progress:
+                progress(i + 1, len(source))
+        _check_usable(source, rows, skipped)
+        images = store.finish()
+    window = FULL_8 if bit_depth == 8 else (low, max(high, low + 1))
+    array = _make_array(source, images, skipped, window)
+    return dataclasses.replace(array, warnings=tuple(_warnings(array, reduced)))
+
+
+def _make_array(source: Source, images: np.ndarray, skipped: Sequence[tuple[str, str]], window: Window) -> ImageArray:
+    left_out = {name for name, _ in skipped}
+    kept = [entry for entry in source.entries if entry.path not in left_out]
+    return ImageArray(
+        images=images,
+        labels=np.array([entry.label for entry in kept], dtype=np.int64) if source.class_names else None,
+        class_names=source.class_names,
+        names=tuple(entry.path for entry in kept),
+        fingerprint=source.fingerprint,
+        window=window,
+        bit_depth=8 * images.dtype.itemsize,
+        skipped=tuple(skipped),
+    )
+
+
+def _decoded(
+    source: Source, size: int, channels: int, bit_depth: int, threads: int
+) -> Iterator[tuple[Pixels, bool] | str]:
+    """For each entry in order ``([C, S, S], was reduced from 16 bits)``, or the reason why it is skipped.
+
+    At most a few images per thread wait at a time, so slow storage does not fill the memory.
+    """
+
+    def work(i: int) -> tuple[Pixels, bool] | str:
+        try:
+            pixels = _pixels(source, i, size, channels)
+        except (DecodeError, ReadError) as error:
+            return str(error)
+        reduced = 8 * pixels.itemsize > bit_depth
+        return np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1)), reduced
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(work, i) for i in range(min(8 * threads, len(source))))
+        following = iter(range(len(waiting), len(source)))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(work, i) for i in [next(following, None)] if i is not None)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drawn(count: int, size: int, channels: int) -> Iterator[tuple[Pixels, bool]]:
+    """The built-in letters, drawn at the size itself."""
+    for start in range(0, count, letters.CHUNK):
+        entries = np.arange(start, min(start + letters.CHUNK, count))
+        for image in letters.draw(letters.index_of(entries), size, channels=channels):
+            yield image, False
+
+
+def _pixels(source: Source, i: int, size: int, channels: int) -> Pixels:
+    """One image, ``[S, S, C]``. Raises ``DecodeError`` or ``ReadError``."""
+    pixels = decode(source.read(i), channels)
+    height, width = pixels.shape[:2]
+    if min(height, width) < size:
+        raise DecodeError(f"{width}x{height} pixels, smaller than {size}")
+    return area_down(centre_crop_square(pixels), size)
+
+
+def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]]) -> None:
+    if not rows:
+        name, reason = skipped[0]
+        raise UserError(
+            f"none of the {len(skipped)} images of {source.where!r} can be used ({name!r}: {reason}); "
+            f"expected readable images at least as large as the last stage: choose smaller --sizes or other data."
+        )
+    used = {source.entries[i].label for i in rows}
+    for label, class_name in enumerate(source.class_names):
+        if label not in used:
+            name, reason = next((n, r) for n, r in skipped if n.startswith(f"{class_name}/"))
+            raise UserError(
+                f"no image of the class {class_name!r} can be used ({name!r}: {reason}); expected at least one: "
+                f"choose smaller --sizes, or remove the folder."
+            )
+
+
+def _warnings(array: ImageArray, reduced: int) -> Iterator[str]:
+    if array.skipped:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in array.skipped[:5])
+        more = f" and {len(array.skipped) - 5} more" if len(array.skipped) > 5 else ""
+        yield f"skipped {len(array.skipped)} of {len(array) + len(array.skipped)} images: {reasons}{more}."
+    if reduced:
+        yield f"{reduced} images have 16 bits and were reduced to 8; --channels 1 keeps 16-bit greyscale."
+    if len(array) == 1:
+        yield "there is one image only; a model of it can do no more than repeat it."
+    if array.labels is not None:
+        counts = Counter(array.labels.tolist())
+        few = [f"{array.class_names[label]} ({n})" for label, n in sorted(counts.items()) if n < FEW_IMAGES]
+        if few:
+            yield f"under {FEW_IMAGES} images in {len(few)} classes: {', '.join(few[:8])}{', ...' * (len(few) > 8)}."
+
+
+def _key(source: Source, shape: tuple[int, ...], bit_depth: int) -> str:
+    """Name of the cache file: the data and all that decoding depends on."""
+    recipe = [_CACHE_VERSION, os.path.abspath(source.where), source.fingerprint, shape, bit_depth]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
+
+
+def _save_meta(path: Path, array: ImageArray) -> None:
+    """Written after the pixels: where it is, they are whole."""
+    meta = {"count": len(array), "window": array.window, "skipped": array.skipped, "warnings": array.warnings}
+    save_json(path.with_suffix(".json"), meta)
+
+
+def _load_cached(source: Source, path: Path, shape: tuple[int, ...], bit_depth: int) -> ImageArray | None:
+    """What an earlier run left, if it is whole."""
+    try:
+        meta = load_json(path.with_suffix(".json"))
+    except UserError:
+        return None
+    images = map_rows(path, meta["count"], shape, np.dtype(f"u{bit_depth // 8}"))
+    if images is None:
+        return None
+    skipped = [(name, reason) for name, reason in meta["skipped"]]
+    array = _make_array(source, images, skipped, (meta["window"][0], meta["window"][1]))
+    return dataclasses.replace(array, warnings=tuple(meta["warnings"]), cache_file=path)

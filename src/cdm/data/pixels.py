@@ -1,0 +1,41 @@
+"""Stored intensities to floats in [-1, 1] and back: the only place that knows how."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+from torch import Tensor
+
+from cdm.types import Image
+
+Window = tuple[int, int]
+"""Intensities (low, high) that become -1 and 1; (0, 255) for 8-bit images."""
+
+FULL_8: Window = (0, 255)
+FULL_16: Window = (0, 65535)
+
+
+def num_levels(window: Window) -> int:
+    """Number of distinct stored intensities: the ``levels`` of ``cdm.conditioning.quantise``."""
+    return window[1] - window[0] + 1
+
+
+def to_float(images: np.ndarray | Tensor, window: Window = FULL_8) -> Image:
+    """uint8 or uint16 ``[B, C, H, W]`` to float32 in [-1, 1]; intensities outside the window are clipped.
+
+    The same arithmetic as ``cdm.conditioning.quantise``, so that stored images and quantised floats are equal bitwise.
+    """
+    low, high = window
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    x = images.to(torch.float32)
+    if window != FULL_8 or images.dtype != torch.uint8:
+        x = x.clamp_(low, high).sub_(low)
+    return x.div_((high - low) / 2).sub_(1)
+
+
+def to_images(x: Image, window: Window = FULL_8) -> UInt8[Tensor, "b c h w"] | UInt16[Tensor, "b c h w"]:
+    """Float ``[B, C, H, W]`` to stored intensities, clipped and rounded, on the CPU: uint8 if they fit, else uint16."""
+    low, high = window
+    codes = ((x.detach().float().clamp(-1, 1) + 1) * ((high - low) / 2)).round().add_(low)
+    return codes.to(torch.uint8 if high <= 255 else torch.uint16).cpu()

@@ -1,0 +1,97 @@
+"""Stage sizes from the data's own sizes, and from what the user asks for."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image as PILImage
+
+from cdm.data.decode import NPY_MAGIC
+from cdm.data.letters import NATIVE_SIZE
+from cdm.data.source import Source
+from cdm.errors import UserError
+
+MAX_TARGET = 256
+MIN_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the headers of a sample of the images say. ``median``: of the shorter sides; ``has_16_bit``: any 16-bit."""
+
+    median: int
+    has_16_bit: bool
+    counted: int
+
+
+def scan_sizes(source: Source, sample: int = 2000) -> Sizes:
+    """Read the headers of at most ``sample`` evenly spread images. Raises ``UserError`` if none is an image."""
+    if source.letters:
+        return Sizes(NATIVE_SIZE, False, len(source))
+    rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int))
+    headers = [header for i in rows.tolist() if (header := _header(source, i))]
+    if not headers:
+        raise UserError(f"none of {len(rows)} files looked at in {source.where!r} is an image; expected image files.")
+    sides, deep = zip(*headers, strict=True)
+    return Sizes(int(np.median(sides)), any(deep), len(headers))
+
+
+def _header(source: Source, i: int) -> tuple[int, bool] | None:
+    """Shorter side and whether it has 16 bits; None if the header cannot be read."""
+    try:
+        with source.open_file(i) as file:
+            if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
+                file.seek(0)
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                return min(shape[:2]), dtype == np.uint16
+            file.seek(0)
+            with PILImage.open(file) as picture:
+                return min(picture.size), picture.mode == "I" or picture.mode.startswith("I;16")
+    except (OSError, ValueError, EOFError, SyntaxError, struct.error, PILImage.DecompressionBombError):
+        return None  # the loader names it
+
+
+def plan_sizes(median: int) -> tuple[int, ...]:
+    """Sizes of the stages, base first, for a median shorter side in pixels.
+
+    The target is the largest power of two up to the median, at most 256; the base is 16 for a target up to 64, else 32;
+    then factors of at most 4, the smaller ones first: 256 gives 32, 64, 256 (Ho et al. 2021, section 4).
+    """
+    if median < MIN_SIZE:
+        raise UserError(
+            f"the images are too small: a median shorter side of {median} pixels; expected at least {MIN_SIZE}."
+        )
+    target = min(1 << (median.bit_length() - 1), MAX_TARGET)
+    base = min(16 if target <= 64 else 32, target)
+    sizes = [target]
+    while sizes[0] > base:
+        sizes.insert(0, max(sizes[0] // 4, base))
+    return tuple(sizes)
+
+
+def check_sizes(text: str) -> tuple[int, ...]:
+    """Parse and check the sizes a user gives, for example ``16,32,64``. Raises ``UserError``."""
+    try:
+        sizes = tuple(int(part) for part in text.replace(" ", "").split(","))
+    except ValueError:
+        raise UserError(f"sizes {text!r} are no list of whole numbers; expected for example 16,64.") from None
+    if min(sizes) < MIN_SIZE:
+        raise UserError(
+            f"size {min(sizes)} in {text!r} is too small; expected at least {MIN_SIZE} pixels, for example 16,64."
+        )
+    for low, high in pairwise(sizes):
+        if high <= low:
+            raise UserError(
+                f"sizes must rise from the base up; got {high} after {low} in {text!r}: use for example 16,64."
+            )
+        if high % low:
+            raise UserError(
+                f"each size must be a whole multiple of the one before; got {high} after {low} in {text!r}: "
+                f"use for example {low},{low * max(2, round(high / low))}."
+            )
+    return sizes
