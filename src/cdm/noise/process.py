@@ -14,13 +14,21 @@ from torch import Tensor
 
 from cdm.types import Image, LogSNR
 
+_SQRT_HALF = 0.5**0.5
+
 Kind = Literal["eps", "x0", "v", "edm"]
 """What a network predicts: the stage's *target*."""
 
 
-def expand(level: Float[Tensor, " b"], like: Image) -> Image:
+PerImage = Float[Tensor, "b 1 1 1"]
+"""One number per image, ready to broadcast."""
+Broadcast = Float[Tensor, "b #c #h #w"]
+"""An image, or numbers that broadcast to one."""
+
+
+def expand(level: LogSNR, like: Image) -> PerImage:
     """``[B]`` to ``[B, 1, 1, 1]`` in the dtype of ``like``."""
-    return level.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return level.to(like.dtype).view(-1, 1, 1, 1)
 
 
 def alpha_sigma(logsnr: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
@@ -28,7 +36,7 @@ def alpha_sigma(logsnr: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Flo
     return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
 
 
-def _alpha_sigma_like(logsnr: LogSNR, like: Image) -> tuple[Image, Image]:
+def _alpha_sigma_like(logsnr: LogSNR, like: Image) -> tuple[PerImage, PerImage]:
     alpha, sigma = alpha_sigma(logsnr)
     return expand(alpha, like), expand(sigma, like)
 
@@ -98,19 +106,19 @@ def posterior_coefficients(
     return gap.exp() * alpha_s / alpha_t, alpha_s * share, logvar_small, logvar_large
 
 
-def posterior(x_t: Image, x0: Image, logsnr_t: LogSNR, logsnr_s: LogSNR) -> tuple[Image, Image, Image]:
-    """Mean of q(x_s | x_t, x0), and the small and the large log-variance as ``[B, 1, 1, 1]``."""
+def posterior(x_t: Image, x0: Image, logsnr_t: LogSNR, logsnr_s: LogSNR) -> tuple[Image, PerImage, PerImage]:
+    """Mean of q(x_s | x_t, x0), and its small and its large log-variance."""
     from_x_t, from_x0, small, large = posterior_coefficients(logsnr_t, logsnr_s)
     mean = expand(from_x_t, x_t) * x_t + expand(from_x0, x_t) * x0
     return mean, expand(small, x_t), expand(large, x_t)
 
 
-def logvar_from_fraction(fraction: Image, logvar_small: Image, logvar_large: Image) -> Image:
+def logvar_from_fraction(fraction: Image, logvar_small: Broadcast, logvar_large: Broadcast) -> Image:
     """Nichol & Dhariwal 2021, eq. 15: between the two in the log domain; 0 is small, 1 is large. Both finite."""
     return torch.lerp(logvar_small, logvar_large, fraction)
 
 
-def gaussian_kl(mean1: Image, logvar1: Image, mean2: Image, logvar2: Image) -> Image:
+def gaussian_kl(mean1: Image, logvar1: Broadcast, mean2: Image, logvar2: Broadcast) -> Image:
     """KL(N1 || N2) per element, in nats."""
     gap = logvar1 - logvar2
     return 0.5 * (torch.expm1(gap) - gap + (mean1 - mean2) ** 2 * torch.exp(-logvar2))
@@ -124,9 +132,28 @@ def discretized_gaussian_log_likelihood(x0: Image, mean: Image, log_scale: Image
     """
     half, precision = 1 / (levels - 1), torch.exp(-log_scale)
     upper, lower = (x0 + half - mean) * precision, (x0 - half - mean) * precision
-    flip = lower + upper > 0  # work in the lower tail, where log_ndtr keeps its precision
-    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_high = torch.special.log_ndtr(high)
-    inner = log_high + torch.log(-torch.expm1((torch.special.log_ndtr(low) - log_high).clamp(max=-1e-12)))
-    outer = torch.where(x0 < 0, torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower))
+    middle = -((x0 - mean) * precision).abs()  # every bin is mirrored into the lower tail, where nothing cancels
+    inner = _log_mass(middle - half * precision, middle + half * precision)
+    outer = _log_cdf(torch.where(x0 < 0, upper, -lower))
     return torch.where(x0.abs() > 1 - half, outer, inner)
+
+
+def _log_cdf(x: Image) -> Image:
+    """ln Phi(x). (The gradient of torch.special.log_ndtr in float32 is lost to cancellation in the tail.)"""
+    low, high = x.clamp(max=0.0), x.clamp(min=0.0)
+    tail = -0.5 * low**2 + torch.log(0.5 * torch.special.erfcx(-low * _SQRT_HALF))
+    return torch.where(x > 0, torch.log1p(-0.5 * torch.erfc(high * _SQRT_HALF)), tail)
+
+
+def _log_mass(low: Image, high: Image) -> Image:
+    """ln(Phi(high) - Phi(low)) for low + high <= 0 and low < high."""
+    near = high > 0  # zero lies inside
+    one = torch.ones_like(high)
+    rise = torch.erf(torch.where(near, high, one) * _SQRT_HALF) + torch.erf(torch.where(near, -low, one) * _SQRT_HALF)
+    edge = high.clamp(max=0.0)
+    drop = torch.where(near, one, (high - low) * (-low - high) / 2)  # (low^2 - high^2) / 2
+    far = torch.special.erfcx(-edge * _SQRT_HALF) - torch.special.erfcx(
+        -torch.where(near, -one, low) * _SQRT_HALF
+    ) * torch.exp(-drop)
+    tiny = torch.finfo(high.dtype).tiny
+    return torch.where(near, torch.log(0.5 * rise), -0.5 * edge**2 + torch.log(0.5 * far.clamp(min=tiny)))
