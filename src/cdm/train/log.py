@@ -58,8 +58,10 @@ class TrainLog:
         append_event(self.path, {"stage": self.stage, "images_seen": images_seen, **values})
         if self._tensorboard:
             for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._tensorboard.add_scalar(name, value, images_seen)
+                parts = value if isinstance(value, dict) else {"": value}
+                for part, number in parts.items():
+                    if isinstance(number, int | float):
+                        self._tensorboard.add_scalar(f"{name}/{part}".rstrip("/"), number, images_seen)
 
     def close(self) -> None:
         if self._tensorboard:
