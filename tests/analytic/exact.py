@@ -63,6 +63,19 @@ class GaussianDenoiser:
         return torch.log(true / small) / torch.log(large / small)
 
 
+class FunctionDenoiser:
+    """A plain function as a denoiser."""
+
+    table = None
+    logsnr_range = (-12.0, 12.0)
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Cond], Prediction]) -> None:
+        self.function = function
+
+    def __call__(self, x_t: Tensor, logsnr: Tensor, cond: Cond) -> Prediction:
+        return self.function(x_t, logsnr, cond)
+
+
 class MixtureDenoiser:
     """E[x0 | x_t] for x0 ~ sum_k weights_k N(means_k, stds_k^2 I): smooth, non-linear, exact.
 

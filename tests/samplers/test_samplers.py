@@ -1,0 +1,168 @@
+"""What holds for every sampler, on an exact non-linear denoiser."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from tests.analytic.exact import FunctionDenoiser, GaussianDenoiser, random_mixture
+
+from cdm.errors import UserError
+from cdm.noise.process import eps_from_x0, posterior
+from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp, drain, make_grid
+from cdm.types import Cond, Prediction
+
+MIXTURE = random_mixture()
+GRID = make_grid(-10.0, 9.0, 12)
+ALL = {**SAMPLERS, "ddpm-large": partial(ddpm, variance="large")}
+every_sampler = pytest.mark.parametrize("sampler", ALL.values(), ids=ALL.keys())
+
+
+def normals(seed, batch=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 1, 2, 2, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def clip(x0):
+    return x0.clamp(-0.4, 0.4)
+
+
+def run(sampler, seed=0, grid=GRID, dtype=torch.float64, denoiser=MIXTURE, **options):
+    noise = lambda i: normals(1000 * seed + i + 1, dtype=dtype)  # noqa: E731
+    return sampler(denoiser, normals(1000 * seed, dtype=dtype), grid, Cond(), noise=noise, **options)
+
+
+@every_sampler
+def test_steps_tell_where_they_are(sampler):
+    steps = list(run(sampler))
+    assert [step.i for step in steps] == list(range(12))
+    assert [step.logsnr for step in steps] == GRID[1:].tolist()
+    assert all(step.x_t.dtype == step.x0_hat.dtype == torch.float64 for step in steps)
+
+
+@every_sampler
+@pytest.mark.parametrize("used_clip", [None, clip], ids=["free", "clipped"])
+def test_a_grid_to_infinity_returns_x0_hat(sampler, used_clip):
+    last = list(run(sampler, clip=used_clip))[-1]
+    assert last.logsnr == math.inf
+    assert torch.equal(last.x_t, last.x0_hat)
+    assert last.x_t.isfinite().all()
+
+
+@every_sampler
+def test_a_finite_end_is_the_same_run_stopped(sampler):
+    """x_t at the cut is bitwise that of the longer run at the same level."""
+    whole, cut = list(run(sampler)), list(run(sampler, grid=GRID[:7]))
+    assert cut[-1].logsnr == GRID[6].item()
+    assert torch.equal(cut[-1].x_t, whole[5].x_t)
+    assert not torch.equal(cut[-1].x_t, cut[-1].x0_hat)
+
+
+@pytest.mark.parametrize("sampler", [ddim, ddpm])
+def test_going_on_from_a_finite_end_finishes_the_run(sampler):
+    """Of one-step samplers; the multistep one forgets its past at the cut."""
+    half = drain(run(sampler, grid=GRID[:7]))
+    rest = drain(sampler(MIXTURE, half, GRID[6:], Cond(), noise=lambda i: normals(i + 7)))
+    assert torch.equal(rest, drain(run(sampler)))
+
+
+@every_sampler
+def test_interleaved_generators_do_not_meet(sampler):
+    alone = [list(run(sampler, seed)) for seed in (1, 2)]
+    together = list(zip(run(sampler, 1), run(sampler, 2), strict=True))
+    for i, pair in enumerate(together):
+        for k, step in enumerate(pair):
+            assert torch.equal(step.x_t, alone[k][i].x_t) and torch.equal(step.x0_hat, alone[k][i].x0_hat)
+
+
+@every_sampler
+def test_inputs_and_past_steps_are_left_alone(sampler):
+    """In-place arithmetic inside must never reach a tensor that somebody else holds."""
+    x, grid, start = normals(0), GRID.clone(), normals(0)
+    seen = []
+    for step in sampler(MIXTURE, x, grid, Cond(), noise=lambda i: normals(i + 1)):
+        seen.append((step, step.x_t.clone(), step.x0_hat.clone()))
+    assert torch.equal(x, start) and torch.equal(grid, GRID)
+    assert all(torch.equal(step.x_t, x_t) and torch.equal(step.x0_hat, x0) for step, x_t, x0 in seen)
+
+
+@every_sampler
+def test_rows_of_a_batch_are_independent(sampler):
+    whole = drain(run(sampler))
+    noise = lambda i: normals(i + 1)[1:2]  # noqa: E731
+    alone = drain(sampler(MIXTURE, normals(0)[1:2], GRID, Cond(), noise=noise))
+    torch.testing.assert_close(alone, whole[1:2], rtol=0, atol=1e-12)
+
+
+@every_sampler
+def test_float32_stays_near_float64(sampler):
+    single, double = drain(run(sampler, dtype=torch.float32)), drain(run(sampler))
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
+
+
+@every_sampler
+def test_clipped_estimates_are_what_is_used(sampler):
+    """The same as a denoiser whose estimates are clipped themselves, eps belonging to the clipped x0."""
+
+    @FunctionDenoiser
+    def clipped(x_t, logsnr, cond):
+        x0 = clip(MIXTURE(x_t, logsnr, cond).x0)
+        return Prediction(x0, eps_from_x0(x_t, x0, logsnr))
+
+    inside, outside = list(run(sampler, clip=clip)), list(run(sampler, denoiser=clipped))
+    assert all(step.x0_hat.abs().max() <= 0.4 for step in inside)
+    assert any(not torch.equal(a.x_t, b.x_t) for a, b in zip(inside, run(sampler), strict=True))
+    for a, b in zip(inside, outside, strict=True):
+        torch.testing.assert_close(a.x_t, b.x_t, rtol=0, atol=1e-12)
+
+
+def test_ddim_steps_along_the_recomputed_eps():
+    """Song et al. 2020, eq. 12, written out for one clipped step."""
+    x, grid = normals(0), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    level = torch.full((3,), -1.0, dtype=torch.float64)
+    x0 = clip(MIXTURE(x, level, Cond()).x0)
+    alpha, sigma = math.sqrt(1 / (1 + math.exp(-2))), math.sqrt(1 / (1 + math.exp(2)))
+    expected = alpha * x0 + sigma * eps_from_x0(x, x0, level)
+    torch.testing.assert_close(drain(ddim(MIXTURE, x, grid, Cond(), clip=clip)), expected, rtol=0, atol=1e-12)
+
+
+def test_ancestral_steps_are_draws_from_the_posterior():
+    x, z, grid = normals(0), normals(9), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    now, then = (torch.full((3,), value, dtype=torch.float64) for value in (-1.0, 2.0))
+    mean, small, large = posterior(x, MIXTURE(x, now, Cond()).x0, now, then)
+    for variance, logvar in (("small", small), ("large", large)):
+        got = drain(ddpm(MIXTURE, x, grid, Cond(), noise=lambda i: z, variance=variance))
+        torch.testing.assert_close(got, mean + torch.exp(logvar / 2) * z, rtol=0, atol=1e-12)
+
+
+def test_no_noise_is_drawn_for_the_step_to_infinity():
+    asked = []
+
+    def noise(i):
+        asked.append(i)
+        return normals(i + 1)
+
+    drain(ddpm(MIXTURE, normals(0), GRID, Cond(), noise=noise))
+    assert asked == list(range(11))
+
+
+def test_second_order_beats_first_order_on_a_mixture():
+    fine = drain(ddim(MIXTURE, normals(0), make_grid(-10.0, 9.0, 1000), Cond()))
+    grid = make_grid(-10.0, 9.0, 50)
+    errors = [(drain(sampler(MIXTURE, normals(0), grid, Cond())) - fine).abs().max() for sampler in (ddim, dpmpp)]
+    assert errors[1] < errors[0] / 3
+
+
+@every_sampler
+@pytest.mark.parametrize("grid", [[1.0], [0.0, -1.0], [0.0, 0.0, 1.0], [-math.inf, 0.0], [0.0, math.nan]])
+def test_bad_grids_are_refused(sampler, grid):
+    with pytest.raises(UserError, match="strictly rising"):
+        drain(run(sampler, grid=torch.tensor(grid, dtype=torch.float64)))
+
+
+def test_ancestral_needs_noise_and_a_predicted_variance():
+    with pytest.raises(UserError, match="noise"):
+        drain(ddpm(MIXTURE, normals(0), GRID, Cond()))
+    with pytest.raises(UserError, match="predicts no variance"):
+        drain(run(ddpm, denoiser=GaussianDenoiser((0.0, 0.5)), variance="learned"))
