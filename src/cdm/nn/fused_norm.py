@@ -31,11 +31,11 @@ class _GroupNormAct(torch.autograd.Function):
         act: bool,
     ) -> Image:
         b, c, height, width = x.shape
-        pixels, n, wide = _pixels(x), height * width, weight.dtype
-        center = pixels.sum(1, dtype=wide) / n
-        off = pixels - center.to(x.dtype)[:, None]  # centred first: no cancellation in low precision
-        variance = off.mul_(off).sum(1, dtype=wide) / n
-        center = center.view(b, groups, -1)
+        pixels, wide = _pixels(x), weight.dtype
+        center = pixels.sum(1).div_(height * width)  # bfloat16 sums accumulate in float32; mean() would copy
+        off = pixels - center[:, None]  # centred first: no cancellation in low precision
+        variance = off.mul_(off).sum(1).to(wide).div_(height * width)
+        center = center.to(wide).view(b, groups, -1)
         mean = center.mean(2, keepdim=True)
         between = (center - mean).square_()  # law of total variance, channels of one group
         rstd = between.add_(variance.view(b, groups, -1)).mean(2, keepdim=True).add_(eps).rsqrt_()
@@ -58,8 +58,8 @@ class _GroupNormAct(torch.autograd.Function):
         dz = _pixels(dy)
         if ctx.act:
             dz = torch.ops.aten.silu_backward(dz, torch.addcmul(shift, pixels, a))
-        sum_dz = dz.sum(1, dtype=wide)
-        sum_xdz = (dz * pixels).sum(1, dtype=wide)
+        sum_dz = dz.sum(1).to(wide)
+        sum_xdz = (dz * pixels).sum(1).to(wide)
         by_group = sum_dz.view(b, groups, -1)
         dweight = torch.addcmul(sum_xdz.view(b, groups, -1), mean, by_group, value=-1).mul_(rstd)
         weight = weight.view(b, groups, -1)

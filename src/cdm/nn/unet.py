@@ -95,18 +95,18 @@ class UNet(nn.Module):
         self.embed_noise = LevelEmbedding(config.width, 4 * config.width)
         self.embed_aug = LevelEmbedding(config.width, 4 * config.width) if config.has_aug_level else None
         self.embed_label = nn.Embedding(config.num_labels, 4 * config.width) if config.num_labels else None
-        self.first = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.first = nn.Conv2d(config.in_channels * config.patch**2, config.width, 3, padding=1)
         self.encoder, self.middle, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self._build()
         channels = config.width * config.multipliers[0]
         self.norm = Norm(config.norm, channels)
-        self.last = zero(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        self.last = zero(nn.Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
     def _build(self) -> None:
         config = self.config
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        sizes = [config.image_size >> level for level in range(len(widths))]
+        sizes = [config.image_size // config.patch >> level for level in range(len(widths))]
         channels, skips = config.width, [config.width]
         for level, (out, size) in enumerate(zip(widths, sizes, strict=True)):
             for _ in range(config.num_blocks):
@@ -164,6 +164,8 @@ class UNet(nn.Module):
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(labels)
         embedding = F.silu(embedding)
+        if self.config.patch > 1:
+            x = F.pixel_unshuffle(x, self.config.patch)
         x = self.first(x.to(memory_format=torch.channels_last))
         skips = [x]
         for block in self.encoder:
@@ -175,7 +177,8 @@ class UNet(nn.Module):
             if isinstance(block, Block):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = self._run(block, x, embedding, dropout)
-        return self.last(self.norm(x))
+        x = self.last(self.norm(x))
+        return F.pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
 
     def _run(self, block: nn.Module, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
         if self.checkpointing and torch.is_grad_enabled():
@@ -183,7 +186,7 @@ class UNet(nn.Module):
         return block(x, embedding, dropout)
 
     def _check(self, x: Image, labels: Labels | None, aug_input: Float[Tensor, " b"] | None) -> None:
-        factor = 2 ** (len(self.config.multipliers) - 1)
+        factor = self.config.patch * 2 ** (len(self.config.multipliers) - 1)
         if x.shape[1] != self.config.in_channels or x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
                 f"the net expects {self.config.in_channels} channels and sides divisible by {factor}; "
