@@ -127,6 +127,23 @@ def test_ddim_steps_along_the_recomputed_eps():
     torch.testing.assert_close(drain(ddim(MIXTURE, x, grid, Cond(), clip=clip)), expected, rtol=0, atol=1e-12)
 
 
+def test_the_second_order_step_looks_half_a_step_ahead():
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2, written out with their lambda = logsnr / 2, on steps of two lengths.
+
+    The order does not show an inverted ratio r: its errors cancel from step to step.
+    """
+    x, values = normals(0), [-2.0, -0.5, 2.5]
+    first, second = list(dpmpp(MIXTURE, x, torch.tensor(values, dtype=torch.float64), Cond()))
+    lambda0, lambda1, lambda2 = (value / 2 for value in values)
+    alpha, sigma = (math.sqrt(1 / (1 + math.exp(sign * values[2]))) for sign in (-1, 1))
+    sigma_before = math.sqrt(1 / (1 + math.exp(values[1])))
+    h = lambda2 - lambda1
+    r = (lambda1 - lambda0) / h
+    ahead = (1 + 1 / (2 * r)) * second.x0_hat - 1 / (2 * r) * first.x0_hat
+    expected = sigma / sigma_before * first.x_t - alpha * (math.exp(-h) - 1) * ahead
+    torch.testing.assert_close(second.x_t, expected, rtol=0, atol=1e-12)
+
+
 def test_ancestral_steps_are_draws_from_the_posterior():
     x, z, grid = normals(0), normals(9), torch.tensor([-1.0, 2.0], dtype=torch.float64)
     now, then = (torch.full((3,), value, dtype=torch.float64) for value in (-1.0, 2.0))
