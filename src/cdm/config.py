@@ -12,16 +12,18 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cdm.errors import UserError
+
 FORMAT_VERSION = 1
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot work, told in one sentence: got, expected, how to mend it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
-    """A U-Net. ``attention`` holds feature-map sizes (pixels) at ``image_size``; crops keep the same depths."""
+    """A U-Net. ``attention`` holds sizes of feature maps at ``image_size``; crops keep the same depths."""
 
     image_size: int
     in_channels: int  # channels of x_t, plus those of the low-res image
@@ -29,6 +31,7 @@ class NetConfig:
     width: int
     multipliers: tuple[int, ...]
     num_blocks: int
+    patch: int = 1  # pixels per side that enter as one position: 2 is a quarter of the cost
     attention: tuple[int, ...] = ()
     num_heads: int = 0  # 0: width of a head is ``head_channels``
     head_channels: int = 32
@@ -39,7 +42,7 @@ class NetConfig:
     has_aug_level: bool = False  # told the augmentation level through an embedding of its own
 
     def __post_init__(self) -> None:
-        factor = 2 ** (len(self.multipliers) - 1)
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.image_size % factor:
             raise ConfigError(
                 f"a net with {len(self.multipliers)} multipliers halves the image {len(self.multipliers) - 1} times; "

@@ -1,0 +1,53 @@
+"""``cdm train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdm.cli.options import Train
+from cdm.cli.say import say
+from cdm.config import CascadeConfig, DataConfig
+from cdm.data.plan import check_sizes
+from cdm.pipeline.describe import describe
+from cdm.pipeline.request import TrainRequest
+from cdm.pipeline.train_run import prepare, train
+from cdm.recipes import SIZES, make_config
+from cdm.recipes.facts import Facts
+from cdm.train.loop import Stopped
+
+
+def run_train(options: Train, command: str) -> None:
+    request = TrainRequest(
+        data=options.data,
+        out=Path(options.out),
+        recipe=options.recipe,
+        sizes=None if options.sizes is None else check_sizes(options.sizes),
+        images=options.images,
+        minutes=options.minutes,
+        stage=options.stage,
+        val=options.val,
+        val_fraction=options.val_fraction,
+        channels=options.channels,
+        flip=options.flip,
+        balanced=options.balanced,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        keep=options.keep,
+        checkpoint_images=options.checkpoint_images,
+        allow_changed_data=options.allow_changed_data,
+        command=command,
+    )
+
+    def recipe(sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int) -> CascadeConfig:
+        return make_config(request.recipe, Facts(sizes, class_names, data, count, request.seed))
+
+    prepared = prepare(request, recipe, SIZES.get(request.recipe), say)
+    if options.dry_run:
+        describe(prepared)
+        return
+    try:
+        train(prepared, say)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"stopped and saved; go on with the same command: {command}") from stopped

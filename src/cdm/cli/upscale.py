@@ -1,0 +1,35 @@
+"""``cdm upscale``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdm.cascade import Cascade
+from cdm.cli.options import Upscale
+from cdm.cli.progress import sampling_progress
+from cdm.cli.say import say
+from cdm.errors import UserError
+from cdm.pipeline.sample_run import find_class, parse_numbers, upscale_to_files
+from cdm.runtime import set_threads
+
+
+def run_upscale(options: Upscale) -> None:
+    set_threads(options.threads)
+    cascade = Cascade.load(options.run, device=options.device, precision=options.precision)
+    count = len(cascade.stages)
+    if count < 2:
+        raise UserError(f"{options.run} has no SR stage; expected a cascade of at least 2 stages.")
+    own = parse_numbers(options.steps, int, "steps")
+    levels = parse_numbers(options.aug_level, float, "aug-level")
+    settings = cascade.settings(
+        steps=None if own is None else [1, *own],
+        aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,
+        hand_over="non_truncated",
+    )
+    label = None if options.class_name is None else find_class(options.class_name, cascade.class_names)
+    out = Path(options.out) if options.out else Path(options.run) / "upscaled"
+    with sampling_progress(cascade, len(options.images), 64, settings, count - 1, first=1) as progress:
+        upscale_to_files(
+            cascade, options.images, label=label, seed=options.seed, settings=settings, out=out, force=options.force,
+            progress=progress, say=say,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Whole journeys: what brings data, training and evaluation together. These three do not know each other."""

@@ -1,0 +1,97 @@
+"""From --images or --minutes to a recorded plan for each stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from cdm.config import StageConfig
+from cdm.errors import UserError
+from cdm.pipeline.request import TrainRequest
+from cdm.train.checkpoint import latest_checkpoint
+from cdm.train.events import Events
+from cdm.train.loop import read_plan
+from cdm.train.plan import check_budget, round_to_batch, share_minutes
+
+DEFAULT_MINUTES = 60.0
+CHECKPOINT_SECONDS = 60.0
+
+Speed = Callable[[int], float]
+"""Measured training speed of a stage, images per second."""
+
+
+def plan_stages(
+    request: TrainRequest, stages: Sequence[StageConfig], todo: Sequence[int], events: Events, speed: Speed, began: float
+) -> None:
+    """Record a budget for each stage of ``todo`` that has none yet. ``began``: when the command started."""
+    fresh = [k for k in todo if read_plan(events, k) is None]
+    if not fresh:
+        return
+    if request.images is not None:
+        for k in fresh:
+            check_budget(request.images, stages[k], f"--images {request.images}")
+    speeds = {k: speed(k) for k in fresh}
+    if request.images is not None:
+        budget = {k: (round_to_batch(request.images, stages[k].optim.batch_size), 0.0) for k in fresh}
+    else:
+        minutes = request.minutes or DEFAULT_MINUTES
+        left = minutes * 60 - (time.monotonic() - began)
+        shares = share_minutes([stages[k] for k in fresh], [speeds[k] for k in fresh], left)
+        budget = dict(zip(fresh, shares, strict=True))
+    for k in fresh:
+        images, seconds = budget[k]
+        batch_size = stages[k].optim.batch_size
+        interval = request.checkpoint_images or min(speeds[k] * CHECKPOINT_SECONDS, images / 4)
+        events.append(
+            "budget", stage=k, at=0, images=images, checkpoint_images=round_to_batch(interval, batch_size),
+            seconds=seconds, images_per_s=round(speeds[k], 2), asked_images=request.images,
+            asked_minutes=None if request.images is not None else request.minutes or DEFAULT_MINUTES,
+        )  # fmt: skip
+
+
+def extend(
+    request: TrainRequest, stages: Sequence[StageConfig], todo: Sequence[int], events: Events,
+    folder: Callable[[int], str], say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Record a larger budget than the run had; a smaller one, or one of the other kind, is refused."""
+    if request.images is None and request.minutes is None:
+        return
+    for k in todo:
+        plan, asked = read_plan(events, k), _asked(events, k)
+        if plan is None or asked is None:
+            continue
+        kind, before = asked
+        now = request.images if kind == "images" else request.minutes
+        if now == before:
+            continue
+        if now is None or now < before:
+            given = f"--images {request.images}" if request.images is not None else f"--minutes {request.minutes:g}"
+            raise UserError(
+                f"{request.out} was started with --{kind} {before:g}, now it is {given}; repeat the old budget to go on, "
+                f"or give a larger --{kind} to train longer."
+            )
+        found = latest_checkpoint(folder(k), say)
+        seen = int(found[1]["images_seen"]) if found else 0
+        old_total = plan.total(seen)
+        batch_size = stages[k].optim.batch_size
+        seconds = plan.seconds
+        if kind == "images":
+            total = round_to_batch(now, batch_size)
+        else:
+            total = round_to_batch(old_total * now / before, batch_size)
+            seconds = plan.seconds * now / before
+        events.append(
+            "budget", stage=k, at=seen, images=total, checkpoint_images=plan.checkpoint_images, seconds=seconds,
+            asked_images=request.images, asked_minutes=request.minutes, why="extended",
+        )  # fmt: skip
+        say(f"stage {k}: extended from {old_total:,} to {total:,} images")
+
+
+def _asked(events: Events, stage: int) -> tuple[str, float] | None:
+    """The budget the user asked for last: its kind and value."""
+    for event in reversed(events.all("budget", stage)):
+        if event.get("asked_images") is not None:
+            return "images", event["asked_images"]
+        if event.get("asked_minutes") is not None:
+            return "minutes", event["asked_minutes"]
+    return None

@@ -1,0 +1,125 @@
+"""What is looked at while a stage trains: validation loss per band of noise level, and sample pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from PIL import Image as PILImage
+from torch import Tensor
+
+from cdm.artifacts import write_atomic
+from cdm.cascade import Cascade, Samples, run_stage
+from cdm.config import CascadeConfig
+from cdm.data.batches import TrainingImages
+from cdm.data.pixels import Window, to_images
+from cdm.evaluate.pictures import class_grid, grid, panel, png_bytes
+from cdm.losses import noise_batch
+from cdm.noise.process import target
+from cdm.noise.weighting import sample_logsnr
+from cdm.rng import Rng
+from cdm.stage import Stage
+from cdm.types import Batch, Image, Labels
+
+BANDS = 4
+PREVIEW_SEED = 1 << 40
+"""Seeds of previews: far from those that people sample with."""
+
+
+class Validation:
+    """Mean squared error on the stage's own target over held-out images, in ``BANDS`` equal shares of training levels."""
+
+    def __init__(self, images: TrainingImages, seed: int, limit: int = 256) -> None:
+        self.images, self.seed = images, seed
+        self.index = torch.arange(min(len(images), limit))
+
+    @torch.no_grad()
+    def __call__(self, stage: Stage) -> dict[str, float]:
+        """Every image is seen once in each band, always with the same noise. Keys tell the band's log-SNR range."""
+        rng = Rng(self.seed + (1 << 32), stage.index)  # not the stream that training draws from
+        device = next(stage.net.parameters()).device
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels)
+        out = {}
+        for band in range(BANDS):
+            total = 0.0
+            for rows in self.index.split(64):
+                x0 = self.images.target(stage.index, rows).to(device)
+                batch = Batch(x0, None if labels is None else labels[rows].to(device), rows)
+                u = (band + (rows.double() + 0.5) * 0.6180339887498949 % 1) / BANDS
+                logsnr = sample_logsnr(stage.config.density, stage.denoiser.schedule, u).to(device)
+                noised = noise_batch(stage, batch, rng, logsnr)
+                raw, _ = stage.denoiser.raw(noised.x_t, logsnr, noised.cond)
+                wanted = target(stage.config.prediction, x0, noised.eps, logsnr, stage.config.sigma_data)
+                total += float((raw - wanted).square().mean((1, 2, 3)).sum())
+            ends = torch.tensor([(band + 1) / BANDS, band / BANDS]).clamp(1e-9, 1 - 1e-9)
+            low, high = sample_logsnr(stage.config.density, stage.denoiser.schedule, ends).tolist()
+            out[f"{low:.1f} to {high:.1f}"] = total / max(len(self.index), 1)
+        return out
+
+
+class Preview:
+    """Sample pictures of the stage under training, in its folder ``samples/``."""
+
+    def __init__(self, config: CascadeConfig, folder: Path, images: TrainingImages, seed: int, steps: int = 16) -> None:
+        self.config, self.folder, self.images, self.seed, self.steps = config, folder, images, seed, steps
+
+    @torch.no_grad()
+    def __call__(self, stage: Stage, images_seen: int) -> None:
+        if stage.config.is_base:
+            picture, name = self._samples(stage), f"{images_seen:010d}.png"
+        else:
+            picture, name = self._panel(stage), f"panel-{images_seen:010d}.png"
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / "samples" / name, png_bytes(picture))
+
+    def _samples(self, stage: Stage) -> PILImage.Image:
+        """A grid of base samples, two of each class (at most 52 images)."""
+        classes = self.config.num_classes
+        per_class = 2 if classes else 16
+        labels = torch.arange(min(classes, 26)).repeat_interleave(per_class) if classes else None
+        count = per_class if labels is None else len(labels)
+        device = next(stage.net.parameters()).device
+        cascade = Cascade(self.config, [stage], device)
+        settings = cascade.settings(steps=[self.steps])
+        sampled = cascade.sample(labels, PREVIEW_SEED + torch.arange(count), settings=settings)
+        images = to_images(sampled.images[0], self.config.data.window)
+        if labels is None:
+            return grid(images, columns=8, window=self.config.data.window)
+        return class_grid([images], labels, self.config.class_names, self.config.data.window)
+
+    def _panel(self, stage: Stage) -> PILImage.Image:
+        """Low-res | augmented low-res | SR | real, for eight images at the default level."""
+        rows = torch.linspace(0, len(self.images) - 1, min(8, len(self.images))).round().long()
+        x0 = self.images.target(stage.index, rows)
+        low = self.images.target(stage.index - 1, rows)
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels)[rows]
+        device = next(stage.net.parameters()).device
+        sampled, noisy = super_resolve(self.config, stage, low.to(device), labels, PREVIEW_SEED + rows, self.steps)
+        window = self.config.data.window
+        shown = [to_images(x, window) for x in (low, noisy, sampled, x0)]
+        return panel(list(zip(("low-res", "augmented", "SR", "real"), shown, strict=True)), window=window)
+
+
+def super_resolve(
+    config: CascadeConfig, stage: Stage, low_res: Image, labels: Labels | None, seeds: Int64[Tensor, " b"], steps: int
+) -> tuple[Image, Image]:
+    """One SR stage on given low-res images at the run's default level: its images, and the augmented low-res."""
+    settings = Cascade(config, [stage]).settings()
+    aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
+    labels = stage.check_labels(labels, len(low_res))
+    labels = None if labels is None else labels.to(low_res.device)
+    cond, augmented = stage.condition(low_res, labels, aug_logsnr, Rng(0, stage.index), seeds)
+    return run_stage(stage, cond, seeds, settings, steps).image, augmented.noisy
+
+
+def final_grid(cascade: Cascade, per_class: int) -> tuple[Samples, bytes]:
+    """Every class, low-res beside high-res."""
+    classes = cascade.config.num_classes
+    labels = torch.arange(classes).repeat_interleave(per_class) if classes else None
+    count = 16 if labels is None else len(labels)
+    seeds = torch.arange(per_class).repeat(classes) if classes else torch.arange(count)
+    sampled = cascade.sample(labels, seeds)
+    window: Window = cascade.config.data.window
+    images = [to_images(x, window) for x in sampled.images]
+    return sampled, png_bytes(class_grid(images, labels, cascade.config.class_names, window))

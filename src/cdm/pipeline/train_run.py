@@ -1,0 +1,308 @@
+"""``cdm train``: from images to a trained run folder. The same call again resumes."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdm.artifacts import RunLock, load_json, make_folder, remove_leftovers, save_json, write_atomic
+from cdm.cascade import Cascade, load_config
+from cdm.config import CascadeConfig, DataConfig, to_dict
+from cdm.data.arrays import load_images
+from cdm.data.batches import Pyramid, TrainingImages
+from cdm.data.image_array import ImageArray
+from cdm.data.plan import plan_sizes, scan_sizes
+from cdm.data.source import Source, open_source
+from cdm.data.split import split_rows
+from cdm.errors import UserError
+from cdm.evaluate.report import training_report
+from cdm.pipeline.budget import extend, plan_stages
+from cdm.pipeline.look import Preview, Validation, final_grid
+from cdm.pipeline.request import TrainRequest, check_same, check_same_data
+from cdm.rng import Rng
+from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
+from cdm.stage import Stage, build_stage
+from cdm.train.events import Events
+from cdm.train.log import TrainLog, TrainProgress, duration, find_tensorboard
+from cdm.train.loop import StageJob, read_plan, train_stage
+from cdm.train.plan import measure_speed
+from cdm.train.step import Trainee
+
+MakeConfig = Callable[[tuple[int, ...], tuple[str, ...], DataConfig, int], CascadeConfig]
+"""A recipe, given sizes, class names, the data's form and the number of training images."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request with its data read and its configuration made; nothing is written yet."""
+
+    request: TrainRequest
+    config: CascadeConfig
+    fingerprint: str
+    train: TrainingImages
+    val: TrainingImages | None
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    began: float
+
+    @property
+    def folder(self) -> Path:
+        return self.request.out
+
+    @property
+    def todo(self) -> list[int]:
+        return list(range(len(self.config.stages))) if self.request.stage is None else [self.request.stage]
+
+    def stage_name(self, index: int) -> str:
+        return f"{index}-{self.config.sizes[index]}"
+
+    def stage(self, index: int) -> Stage:
+        """A stage with the run's own fresh weights."""
+        config = self.config
+        stage = build_stage(
+            config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels, seed=config.seed
+        )
+        return stage.to(self.device, self.dtype)
+
+    def batches(self, index: int) -> Callable[..., Any]:
+        crop = self.config.stages[index].optim.crop_size
+
+        def batch(rng: Rng, positions: torch.Tensor):
+            made = self.train.batch(index, rng, positions, crop_size=crop)
+            return made if self.device.type == "cpu" else replace(
+                made, x0=made.x0.to(self.device), labels=None if made.labels is None else made.labels.to(self.device)
+            )
+
+        return batch
+
+
+def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[int, ...] | None, say: Say) -> Prepared:
+    """Read the data, check it against an existing run, and make the configuration."""
+    began = time.monotonic()
+    device = choose_device(request.device)
+    dtype = choose_dtype(request.precision, device)
+    threads = set_threads(request.threads)
+    source = open_source(request.data)
+    stored = _stored(request.out)
+    if stored is not None:
+        check_same(stored, request)
+        check_same_data(stored, source.fingerprint, request)
+        sizes = load_config(request.out).sizes
+    else:
+        sizes = request.sizes or recipe_sizes or _sizes_from(source)
+    array = _load(source, sizes[-1], request.channels, say)
+    pyramid = Pyramid(array, sizes)
+    if request.val is not None:
+        held = _load(open_source(request.val), sizes[-1], request.channels, say, window=array.window)
+        held = held.with_classes(array.class_names)
+        val: TrainingImages | None = TrainingImages(held, sizes)
+        rows = None
+    else:
+        rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
+        val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
+    data = DataConfig(
+        channels=array.channels,
+        bit_depth=array.bit_depth,  # type: ignore[arg-type]
+        window=array.window,
+        flip=request.flip,
+        balanced=request.balanced,
+    )
+    train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
+    config = load_config(request.out) if stored is not None else make_config(sizes, array.class_names, data, len(train))
+    if request.stage is not None and not 0 <= request.stage < len(sizes):
+        raise UserError(f"got --stage {request.stage}; expected 0 (the base) to {len(sizes) - 1}.")
+    say(
+        f"{len(train):,} training images of {max(len(array.class_names), 1)} "
+        f"{'classes' if len(array.class_names) != 1 else 'class'}, {len(val) if val else 0:,} held out; "
+        f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {threads} threads"
+    )
+    return Prepared(request, config, source.fingerprint, train, val, device, dtype, threads, began)
+
+
+def _stored(out: Path) -> dict[str, Any] | None:
+    if not (out / "cascade.json").exists():
+        return None
+    stored = load_json(out / "cascade.json")
+    if "training" not in stored:
+        raise UserError(f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out.")
+    return stored["training"]
+
+
+def _sizes_from(source: Source) -> tuple[int, ...]:
+    return plan_sizes(scan_sizes(source).median)
+
+
+def _load(source: Source, size: int, channels: int, say: Say, window: tuple[int, int] | None = None) -> ImageArray:
+    array = load_images(source, size, channels, window=window)
+    for name, reason in array.skipped[:10]:
+        say(f"skipped {name}: {reason}")
+    if len(array.skipped) > 10:
+        say(f"skipped {len(array.skipped) - 10} more")
+    for warning in array.warnings:
+        say(f"warning: {warning}")
+    return array
+
+
+def train(prepared: Prepared, say: Say) -> Path:
+    """Carry a prepared request out. Returns the report's path, or the run's where not all stages are trained yet."""
+    folder = make_folder(prepared.folder)
+    with RunLock(folder):
+        remove_leftovers(folder)
+        _start(prepared, say)
+        events = Events(folder / "events.jsonl")
+        _note_machine(prepared, events, say)
+        stages = prepared.config.stages
+        extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
+        plan_stages(prepared.request, stages, prepared.todo, events, _speedometer(prepared, say), prepared.began)
+        tensorboard = find_tensorboard(say)
+        trained = False
+        with _interrupts() as stop:
+            for k in prepared.todo:
+                trained |= _train_one(prepared, k, events, tensorboard, stop, say)
+        return _finish(prepared, events, trained, say)
+
+
+def _start(prepared: Prepared, say: Say) -> None:
+    path = prepared.folder / "cascade.json"
+    if path.exists():
+        return
+    request = prepared.request
+    training = {"data": request.data, "fingerprint": prepared.fingerprint, "options": request.fixed()}
+    save_json(path, {"config": to_dict(prepared.config), "training": training})
+    for k in range(len(prepared.config.stages)):
+        save_json(
+            make_folder(prepared.folder / prepared.stage_name(k)) / "config.json",
+            {"config": to_dict(prepared.config.stages[k])},
+        )
+    say(f"new run in {prepared.folder}")
+
+
+def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
+    """Record what the numbers depend on; warn where it differs from the last start, as then bits may differ."""
+    facts = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "device": str(prepared.device),
+        "precision": precision_name(prepared.dtype),
+        "threads": prepared.threads,
+    }
+    last = events.last("start")
+    if last is not None:
+        for name, value in facts.items():
+            if last.get(name) != value:
+                say(
+                    f"warning: {name} was {last.get(name)!r} and is {value!r} now; the run goes on, but its weights will not "
+                    "equal bit for bit those of a run that was never stopped"
+                )
+    events.append("start", command=prepared.request.command, **facts)
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()
+
+
+def _speedometer(prepared: Prepared, say: Say) -> Callable[[int], float]:
+    def speed(k: int) -> float:
+        measured = measure_speed(
+            Trainee(prepared.stage(k)), prepared.batches(k), Rng(prepared.config.seed, k), seconds=2.0
+        )
+        say(f"stage {prepared.stage_name(k)}: {measured:.0f} images/s measured")
+        return measured
+
+    return speed
+
+
+def _train_one(
+    prepared: Prepared, k: int, events: Events, tensorboard: type | None, stop: Callable[[], bool], say: Say
+) -> bool:
+    """Train stage ``k``; False where it was finished before."""
+    plan = read_plan(events, k)
+    assert plan is not None
+    total = plan.segments[-1].total
+    name = prepared.stage_name(k)
+    done = events.last("stage_done", k)
+    if done is not None and done["images"] >= total:
+        return False
+    folder = make_folder(prepared.folder / name)
+    stage, shadow = prepared.stage(k), prepared.stage(k)
+    shadow.net.eval().requires_grad_(False)
+    seed = prepared.config.seed
+    job = StageJob(
+        stage=stage,
+        shadow=shadow,
+        folder=folder,
+        batches=prepared.batches(k),
+        seed=seed,
+        keep=prepared.request.keep,
+        evaluate=Validation(prepared.val, seed) if prepared.val is not None else None,
+        preview=Preview(prepared.config, folder, prepared.val or prepared.train, seed),
+        stop=stop,
+    )
+    log = TrainLog(folder, k, tensorboard)
+    with TrainProgress(f"stage {name}", total) as progress:
+        train_stage(job, events, log, progress)
+    log.close()
+    final = read_plan(events, k)
+    assert final is not None
+    events.append("stage_done", stage=k, images=final.segments[-1].total)
+    return True
+
+
+def _finish(prepared: Prepared, events: Events, trained: bool, say: Say) -> Path:
+    """Samples and the report, once every stage is trained."""
+    folder = prepared.folder
+    missing = [k for k in range(len(prepared.config.stages)) if events.last("stage_done", k) is None]
+    if missing:
+        say(f"trained so far; stage {missing[0]} is still to be trained: cdm train ... --stage {missing[0]}")
+        return folder
+    if not trained and (folder / "report.html").exists():
+        say(f"{folder} is trained already; a larger --images or --minutes would train it further")
+        return folder / "report.html"
+    cascade = Cascade.load(
+        folder, device=str(prepared.device), precision=precision_name(prepared.dtype)
+    )
+    _, picture = final_grid(cascade, per_class=4 if cascade.config.num_classes > 8 else 8)
+    write_atomic(folder / "samples.png", picture)
+    report = training_report(folder, prepared.request.command)
+    events.append("finished", weights=cascade.hash)
+    say(
+        f"done in {duration(time.monotonic() - prepared.began)}: {folder / 'samples.png'} (every class, low-res beside "
+        f"high-res), {report}\nnext: cdm sample {folder} --seed 1"
+    )
+    return report
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

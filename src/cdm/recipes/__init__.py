@@ -1,0 +1,33 @@
+"""Recipes: functions from what is known of the data to a whole configuration.
+
+A new recipe is one function and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cdm.config import CascadeConfig
+from cdm.errors import UserError
+from cdm.recipes.facts import Facts
+from cdm.recipes.small import demo, small
+
+RECIPES: dict[str, Callable[[Facts], CascadeConfig]] = {
+    "demo": demo,
+    "small": small,
+}
+
+SIZES = {
+    "demo": (16, 32),
+    "cdm-imagenet-64": (32, 64),
+    "cdm-imagenet-128": (32, 64, 128),
+    "cdm-imagenet-256": (32, 64, 256),
+}
+"""Recipes that come with their own stage sizes; the others take them from the data."""
+
+
+def make_config(recipe: str, facts: Facts) -> CascadeConfig:
+    """The configuration of ``recipe``. Raises ``UserError`` for a name that is not one."""
+    if recipe not in RECIPES:
+        raise UserError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}.")
+    return RECIPES[recipe](facts)

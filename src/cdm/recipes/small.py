@@ -1,0 +1,99 @@
+"""Recipes for own images on a small budget: one GPU, or a few CPU cores and an hour."""
+
+from __future__ import annotations
+
+from cdm.config import (
+    AugmentationConfig,
+    CascadeConfig,
+    NetConfig,
+    OptimConfig,
+    ScheduleConfig,
+    StageConfig,
+)
+from cdm.recipes.facts import Facts
+
+SHIFT_REF = 32
+"""Resolution whose cosine schedule is not shifted; others add 2 ln(SHIFT_REF / size) (Hoogeboom et al. 2023, eq. 4)."""
+
+
+def shifted(size: int) -> ScheduleConfig:
+    from math import log
+
+    return ScheduleConfig(kind="cosine", shift=2 * log(SHIFT_REF / size))
+
+
+def _stage(facts: Facts, index: int, net: NetConfig, optim: OptimConfig) -> StageConfig:
+    """What all stages of these recipes share: v-prediction, label dropout, amortised Gaussian augmentation."""
+    size, low = facts.sizes[index], facts.sizes[index - 1] if index else 0
+    kind = "none" if index == 0 else "gaussian"
+    return StageConfig(
+        size=size,
+        low_res_size=low,
+        channels=facts.data.channels,
+        net=net,
+        schedule=shifted(size),
+        label_dropout=0.1 if facts.class_names else 0.0,
+        augmentation=AugmentationConfig(kind=kind, level_max=0.6 if index else 1.0),
+        optim=optim,
+    )
+
+
+def _net(
+    facts: Facts, index: int, width: int, multipliers: tuple[int, ...], attention: tuple[int, ...], *, patch: int = 1
+) -> NetConfig:
+    channels = facts.data.channels
+    return NetConfig(
+        image_size=facts.sizes[index],
+        in_channels=channels if index == 0 else 2 * channels,
+        out_channels=channels,
+        width=width,
+        multipliers=multipliers,
+        num_blocks=1,
+        patch=patch,
+        attention=attention,
+        num_labels=len(facts.class_names) + 1 if facts.class_names else 0,
+        has_aug_level=index > 0,
+    )
+
+
+def _multipliers(size: int, smallest: int) -> tuple[int, ...]:
+    """1, 2, 2, 2, ... down to feature maps of ``smallest`` pixels, as far as the size divides."""
+    depth = 1
+    while size % 2 == 0 and size // 2 >= smallest:
+        size, depth = size // 2, depth + 1
+    return (1, 2, *([2] * (depth - 2)))[:depth]
+
+
+def small(facts: Facts) -> CascadeConfig:
+    """The default: nets of 1 to 10 M parameters that learn a folder of images within an hour or so.
+
+    Command: ``cdm train PHOTOS/ --out RUN --minutes 60``.
+    """
+    stages = []
+    for index, size in enumerate(facts.sizes):
+        if index == 0:
+            net = _net(facts, index, 64, _multipliers(size, 4), (8, 4))
+            optim = OptimConfig(batch_size=64, lr=1e-3, cost_share=0.6)
+        else:
+            patch = max(1, size // 32)  # the net itself works at 32 x 32 positions
+            net = _net(facts, index, 64, (1, 2, 2), (8,), patch=min(patch, 4))
+            optim = OptimConfig(batch_size=32, lr=1e-3, cost_share=0.4 / (len(facts.sizes) - 1))
+        stages.append(_stage(facts, index, net, optim))
+    return CascadeConfig(
+        recipe="small", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
+    )
+
+
+def demo(facts: Facts) -> CascadeConfig:
+    """16 to 32 pixels in five minutes of two CPU cores, on the built-in letters.
+
+    Command: ``make demo``, that is ``cdm train builtin:letters --recipe demo --minutes 5 --out runs/demo``.
+    """
+    stages = []
+    for index in range(len(facts.sizes)):
+        net = _net(facts, index, 32, (1, 2, 2) if index == 0 else (1, 2), (8,) if index == 0 else ())
+        optim = OptimConfig(batch_size=64, lr=2e-3 if index == 0 else 1e-3, cost_share=0.75 if index == 0 else 0.25)
+        stages.append(_stage(facts, index, net, optim))
+    return CascadeConfig(
+        recipe="demo", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
+    )

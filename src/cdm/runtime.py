@@ -1,0 +1,67 @@
+"""Device, precision and threads: chosen by themselves, or as asked, or refused in one sentence."""
+
+from __future__ import annotations
+
+import torch
+
+from cdm.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(asked: str | None = None) -> torch.device:
+    """``asked`` as torch spells it; None: CUDA, Apple's MPS or the CPU, whichever is there."""
+    if asked in (None, "auto"):
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {asked!r}; expected cpu, cuda, cuda:N or mps.") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }.get(device.type, False)
+    if not there:
+        raise UserError(f"device {asked!r} is not available here; expected one that torch can use: try --device cpu.")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed natively: CUDA from Ampere on, CPUs with AMX or AVX512-BF16. Elsewhere it is emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        try:
+            with open("/proc/cpuinfo") as file:
+                flags = next((line for line in file if line.startswith("flags")), "")
+        except OSError:
+            return False
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False
+
+
+def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """``auto``: bf16 where it is fast, float32 elsewhere."""
+    if asked == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if asked not in PRECISIONS:
+        raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(PRECISIONS)}.")
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 is not supported on a CPU; expected fp32 or bf16 there: try --precision auto.")
+    return PRECISIONS[asked]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def set_threads(asked: int | None) -> int:
+    """Set torch's CPU threads; None leaves torch's own choice. Returns the number in force."""
+    if asked is not None:
+        if asked < 1:
+            raise UserError(f"got {asked} threads; expected at least 1.")
+        torch.set_num_threads(asked)
+    return torch.get_num_threads()

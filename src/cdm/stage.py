@@ -1,0 +1,139 @@
+"""One stage of a cascade: its configuration, its denoiser, and how it is conditioned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from cdm.artifacts import load_tensors, weights_hash
+from cdm.conditioning import Augmented, augment_at
+from cdm.config import ConfigError, StageConfig
+from cdm.denoiser import NetDenoiser
+from cdm.errors import UserError
+from cdm.nn.unet import UNet
+from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
+from cdm.rng import Purpose, Rng
+from cdm.types import Cond, Image, Labels
+
+
+class Stage:
+    """A denoiser at one resolution. Stages count from 0, the base, everywhere."""
+
+    def __init__(self, config: StageConfig, index: int, net: UNet, *, num_classes: int, levels: int = 256) -> None:
+        self.config = config
+        self.index = index
+        self.net = net
+        self.num_classes = num_classes
+        self.levels = levels  # intensity steps of a saved image: 256, or the width of the window plus 1
+        self.denoiser = NetDenoiser(net, config)
+        self.hash = ""  # of the weights, set by load
+
+    @property
+    def name(self) -> str:
+        """Its folder in the run: index and size, as in ``1-64``."""
+        return f"{self.index}-{self.config.size}"
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "any class"; trained where ``label_dropout`` > 0."""
+        return self.num_classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.config.channels, self.config.size, self.config.size)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Stage:
+        """Move the network to ``device`` and compute in ``dtype`` (weights stay float32)."""
+        self.net.to(device=device, memory_format=torch.channels_last)
+        self.denoiser.dtype = dtype
+        return self
+
+    def check_labels(self, labels: Labels | None, count: int) -> Labels | None:
+        """Labels as the net wants them: None without classes, null labels where none are given."""
+        if self.config.net.num_labels == 0:
+            return None
+        if labels is None:
+            if self.config.net.num_labels <= self.num_classes:
+                raise UserError(
+                    f"stage {self.index} was trained without label dropout and needs a class for every image; "
+                    "got none: name one with --class (labels=... in Python)."
+                )
+            return torch.full((count,), self.null_label, dtype=torch.int64)
+        return labels
+
+    def aug_logsnr(self, aug_level: float) -> float | None:
+        """Log-SNR of an augmentation level, or None for a stage without Gaussian augmentation."""
+        if self.config.augmentation.kind != "gaussian":
+            return None
+        if not 0 <= aug_level <= 1:
+            raise UserError(f"augmentation level {aug_level} is out of range; expected 0 (none) to 1 (only noise).")
+        return float(aug_level_to_logsnr(self.config.augmentation, torch.tensor([aug_level], dtype=torch.float64))[0])
+
+    def condition(
+        self, low_res: Image, labels: Labels | None, aug_logsnr: float | None, rng: Rng, index: Int64[Tensor, " b"]
+    ) -> tuple[Cond, Augmented]:
+        """Clean ``low_res`` ``[B, C, h, w]`` to conditioning at a fixed level (the non-truncated hand-over).
+
+        The noise is drawn once per image, so both halves of a guided denoiser see the same.
+        """
+        told, eps = None, None
+        if aug_logsnr is not None:
+            told = torch.full((len(low_res),), aug_logsnr, dtype=torch.float32, device=low_res.device)
+            eps = torch.zeros_like(low_res)
+            if aug_logsnr < AUG_LOGSNR_MAX:
+                eps = rng.normal(Purpose.AUG_NOISE, index, tuple(low_res.shape[1:])).to(low_res.device)
+        augmented = augment_at(self.config.augmentation, low_res, self.config.size, told, eps)
+        return Cond(labels, augmented.up, augmented.aug_logsnr), augmented
+
+
+def build_stage(
+    config: StageConfig, index: int, *, num_classes: int, levels: int = 256, seed: int | None = None
+) -> Stage:
+    """A stage with fresh weights, drawn from ``seed`` (None: whatever torch's generator gives, to be loaded over)."""
+    if seed is None:
+        net = UNet(config.net)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(Rng(seed, index).torch_seed(Purpose.INIT))
+            net = UNet(config.net)
+    return Stage(config, index, net.to(memory_format=torch.channels_last), num_classes=num_classes, levels=levels)
+
+
+def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:
+    """Read ``weights`` of a stage folder into ``stage``: ``ema`` (the first EMA profile), ``raw``, or a profile's
+    sigma_rel such as ``0.100``."""
+    if weights == "raw":
+        path = folder / "model.safetensors"
+    elif weights == "ema":
+        found = sorted(folder.glob("ema-*.safetensors"))
+        path = found[0] if found else folder / "model.safetensors"
+    else:
+        path = folder / f"ema-{weights}.safetensors"
+    if not path.exists():
+        raise UserError(
+            f"stage {stage.index} ({stage.config.size} pixels) has no weights at {path}; "
+            "expected a trained stage: run `cdm train` again with the same options to finish it."
+        )
+    tensors, _ = load_tensors(path)
+    load_tensors_into(stage.net, tensors, str(path))
+    stage.hash = weights_hash(tensors)
+    return stage
+
+
+def load_tensors_into(net: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into a net; names and shapes must be the net's own."""
+    own = dict(net.named_parameters()) | dict(net.named_buffers())
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[0]
+        raise ConfigError(f"{where} does not fit its config.json: {odd!r} is in one of them only; use matching files.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise ConfigError(
+                    f"{where} does not fit its config.json: {name} has shape {tuple(tensor.shape)}, "
+                    f"expected {tuple(own[name].shape)}; use matching files."
+                )
+            own[name].copy_(tensor)

@@ -1,0 +1,149 @@
+"""One optimiser update of one stage, without a host synchronisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from cdm.losses import stage_loss
+from cdm.rng import Purpose, Rng
+from cdm.stage import Stage
+from cdm.train.ema import Ema
+from cdm.types import Batch, Dropout
+
+BatchSource = Callable[[Rng, Int64[Tensor, " b"]], Batch]
+"""``batches(rng, positions)``: the batch at those positions of the training stream."""
+
+
+def make_dropout(rng: Rng, index: Int64[Tensor, " b"]) -> Dropout:
+    """Dropout whose masks are a pure function of (rng, index, layer): recomputing a block draws the same mask."""
+
+    def dropout(x: Tensor, layer: int, probability: float) -> Tensor:
+        words = rng.int32(Purpose.DROPOUT, index.to(x.device), tuple(x.shape[1:]), step=layer)
+        keep = words >= round(probability * 2**32) - 2**31
+        return x * keep.to(x.dtype) * (1 / (1 - probability))
+
+    return dropout
+
+
+class Trainee:
+    """The training state of a stage: network, optimiser, EMA, and counters that live on the device.
+
+    A step whose loss or gradient is not finite changes neither weights nor moments: the fused optimiser reads the flag
+    on the device. ``max_bad_run`` is the longest run of such steps since it was last read.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.names = [name for name, _ in stage.net.named_parameters()]
+        self.params = [p for _, p in stage.net.named_parameters()]
+        optim = stage.config.optim
+        self.optimizer = torch.optim.AdamW(
+            self.params, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.ema = Ema(optim.ema_sigma_rel, self.params)
+        self.images_seen = 0
+        self.attempt = 0
+        self.lr_scale = 1.0
+        self.seconds = 0.0
+        device = self.params[0].device
+        self.skipped, self.bad_run, self.max_bad_run = (torch.zeros((), device=device) for _ in range(3))
+        self.loss_sum, self.loss_count, self.norm_sum = (torch.zeros((), device=device) for _ in range(3))
+        stage.net.checkpointing = optim.checkpointing
+        stage.net.train()
+
+    def step(self, batch: Batch, rng: Rng, lr: float) -> None:
+        """Forward, backward, clip, update, EMA; advances ``images_seen`` by the batch."""
+        stage, optim = self.stage, self.stage.config.optim
+        count = len(batch.index)
+        micro = optim.micro_batch or count
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.params[0].device)
+        for begin in range(0, count, micro):
+            part = _rows(batch, slice(begin, begin + micro))
+            dropout = make_dropout(rng, part.index) if stage.config.net.dropout else None
+            loss = stage_loss(stage, part, rng, dropout).loss.sum() / count
+            loss.backward()
+            total += loss.detach()
+        self._update(total, lr * self.lr_scale)
+        self.ema.update(self.params, self.images_seen, self.images_seen + count)
+        self.images_seen += count
+
+    def _update(self, loss: Tensor, lr: float) -> None:
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+        clip = self.stage.config.optim.grad_clip
+        if clip > 0:
+            torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel on the device
+        self.optimizer.step()
+        self.skipped += bad
+        self.bad_run = (self.bad_run + 1) * bad
+        self.max_bad_run = torch.maximum(self.max_bad_run, self.bad_run)
+        good = 1 - bad
+        self.loss_sum += torch.where(bad > 0, 0.0, loss)
+        self.norm_sum += torch.where(bad > 0, 0.0, norm)
+        self.loss_count += good
+
+    def sync(self) -> None:
+        """Wait for the device."""
+        float(self.loss_count)
+
+    def read_means(self) -> tuple[float, float]:
+        """Mean loss and gradient norm of the good steps since the last call; NaN where there was none."""
+        count = float(self.loss_count)
+        means = (float(self.loss_sum) / count, float(self.norm_sum) / count) if count else (float("nan"),) * 2
+        for total in (self.loss_sum, self.norm_sum, self.loss_count):
+            total.zero_()
+        return means
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed run needs, as tensors and plain values."""
+        tensors: dict[str, Tensor] = {}
+        for i, (name, param) in enumerate(zip(self.names, self.params, strict=True)):
+            tensors[f"param/{name}"] = param.detach()
+            moments = self.optimizer.state.get(param)
+            if moments:
+                tensors[f"exp_avg/{name}"] = moments["exp_avg"]
+                tensors[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
+                tensors[f"step/{name}"] = moments["step"]
+            for profile, averaged in zip(self.ema.profiles, self.ema.params, strict=True):
+                tensors[f"ema-{profile:.3f}/{name}"] = averaged[i]
+        meta = {
+            "images_seen": self.images_seen,
+            "attempt": self.attempt,
+            "lr_scale": self.lr_scale,
+            "seconds": self.seconds,
+            "skipped": float(self.skipped),
+            "bad_run": float(self.bad_run),
+        }
+        return tensors, meta
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """The inverse of ``state``."""
+        with torch.no_grad():
+            for i, (name, param) in enumerate(zip(self.names, self.params, strict=True)):
+                param.copy_(tensors[f"param/{name}"])
+                if f"step/{name}" in tensors:
+                    layout = {"memory_format": torch.preserve_format}
+                    own = self.optimizer.state[param]
+                    own["step"] = tensors[f"step/{name}"].to(param.device).clone()
+                    for moment in ("exp_avg", "exp_avg_sq"):
+                        own[moment] = torch.empty_like(param, **layout).copy_(tensors[f"{moment}/{name}"])
+                for profile, averaged in zip(self.ema.profiles, self.ema.params, strict=True):
+                    averaged[i].copy_(tensors[f"ema-{profile:.3f}/{name}"])
+        self.images_seen, self.attempt = int(meta["images_seen"]), int(meta["attempt"])
+        self.lr_scale, self.seconds = float(meta["lr_scale"]), float(meta["seconds"])
+        self.skipped.fill_(meta["skipped"])
+        self.bad_run.fill_(meta["bad_run"])
+        self.max_bad_run.copy_(self.bad_run)
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.x0[rows], None if batch.labels is None else batch.labels[rows], batch.index[rows])
