@@ -1,0 +1,128 @@
+"""Time of sampling outside the network, against the network's own time.
+
+    python benchmarks/sampler_overhead.py [--net-ms 40] [--out benchmarks/results/sampler_overhead.json]
+
+The 64x64 SR stage of the recipe ``small`` (16 to 64 pixels, 26 classes), batch 16, its default numbers of steps. Once
+with the real network timed alone, once with a network that returns a ready tensor: what remains is everything else,
+from the denoiser's conversions and the sampler's arithmetic to clipping and fresh noise. Each figure is the fastest of
+several interleaved runs, which other load on the machine disturbs least. ``--net-ms`` states a network time instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdm.config import DataConfig, StageConfig
+from cdm.denoiser import NetDenoiser
+from cdm.nn.unet import UNet
+from cdm.recipes import make_config
+from cdm.recipes.facts import Facts
+from cdm.rng import Purpose, Rng
+from cdm.runtime import choose_device, choose_dtype, precision_name
+from cdm.samplers import SAMPLERS, drain, make_grid
+from cdm.types import Cond
+
+BATCH, STEPS, REPEATS = 16, 16, 9
+LIMITS = {"dpmpp": 0.03, "ddim": 0.03, "ddpm": 0.08}
+CLASSES = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+class NoNet(torch.nn.Module):
+    """Answers at once, with a tensor of the shape, precision and memory order of the real answer."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *_: object) -> Tensor:
+        return self.answer
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def sampling(name: str, stage: StageConfig, answer: Tensor, dtype: torch.dtype, cond: Cond) -> Callable[[], Tensor]:
+    """One whole sampler run around a network that costs nothing, as a cascade runs it."""
+    denoiser = NetDenoiser(NoNet(answer), stage, dtype)  # type: ignore[arg-type]
+    device, shape, index, rng = answer.device, (stage.channels, stage.size, stage.size), torch.arange(BATCH), Rng(0, 1)
+    grid = make_grid(*denoiser.logsnr_range, STEPS)
+
+    def noise(i: int) -> Tensor:
+        return rng.normal(Purpose.SAMPLER_NOISE, index, shape, step=i).to(device)
+
+    def run() -> Tensor:
+        x = rng.normal(Purpose.START_NOISE, index, shape).to(device)
+        return drain(SAMPLERS[name](denoiser, x, grid, cond, clip=lambda x0: x0.clamp(-1, 1), noise=noise))
+
+    return run
+
+
+def measure(net_ms: float | None) -> dict[str, object]:
+    device = choose_device()
+    dtype = choose_dtype("auto", device)
+    stage = make_config(
+        "small", Facts(sizes=(16, 64), data=DataConfig(), class_names=CLASSES, num_images=10000)
+    ).stages[1]
+    net = UNet(stage.net).to(device=device, memory_format=torch.channels_last).eval()
+    labels = torch.arange(BATCH, device=device)
+    low_res = torch.zeros(BATCH, stage.channels, stage.size, stage.size, device=device)
+    level = torch.full((BATCH,), 2.0, device=device)
+    cond = Cond(labels, low_res, level)
+    x = torch.cat([torch.randn_like(low_res), low_res], 1).contiguous(memory_format=torch.channels_last)
+
+    def forward() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return net(x, level, labels, level)
+
+    with torch.inference_mode():
+        answer = forward()
+        runs = {name: sampling(name, stage, answer, dtype, cond) for name in SAMPLERS}
+        times: dict[str, list[float]] = {name: [] for name in ["net", *runs]}
+        for _ in range(REPEATS):
+            times["net"].append(seconds(forward))
+            for name, run in runs.items():
+                times[name].append(seconds(run) / STEPS)
+    net_seconds = min(times.pop("net")) if net_ms is None else net_ms / 1000
+    return {
+        "stage": f"{stage.size}x{stage.size}, batch {BATCH}, {STEPS} steps",
+        "machine": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "precision": precision_name(dtype),
+        "net_ms": round(net_seconds * 1000, 3),
+        "net_time_is": "measured" if net_ms is None else "stated",
+        "samplers": {
+            name: {
+                "outside_ms_per_step": round(min(values) * 1000, 3),
+                "overhead": round(min(values) / net_seconds, 4),
+                "limit": LIMITS[name],
+            }
+            for name, values in times.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--net-ms", type=float, help="time of one evaluation; left out, it is measured")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampler_overhead.json")
+    options = parser.parse_args()
+    result = measure(options.net_ms)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
