@@ -16,10 +16,9 @@ def table_grid(num_steps, table=TABLE, **options):
     return make_grid(table[-1].item(), table[0].item(), num_steps, table=table, **options)
 
 
-@pytest.mark.parametrize("spacing", ["logsnr", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 16, 250])
-def test_continuous(num_steps, spacing):
-    grid = make_grid(-13.0, 11.0, num_steps, spacing=spacing)
+def test_continuous(num_steps):
+    grid = make_grid(-13.0, 11.0, num_steps)
     assert grid.dtype == torch.float64 and len(grid) == num_steps + 1
     assert grid[0].item() == pytest.approx(-13, abs=1e-12) and grid[-1] == math.inf
     assert num_steps == 1 or grid[-2].item() == pytest.approx(11, abs=1e-12)
@@ -27,7 +26,7 @@ def test_continuous(num_steps, spacing):
     assert grid[0] >= -13 and grid[-2] <= 11  # never outside what the denoiser knows
 
 
-@pytest.mark.parametrize("spacing", ["index", "logsnr", "cosine"])
+@pytest.mark.parametrize("spacing", ["index", "logsnr"])
 @pytest.mark.parametrize("table", [TABLE, linear_table(1000), cosine_table(50)], ids=["cosine", "linear", "short"])
 @pytest.mark.parametrize("num_steps", [1, 7, 49, 50])
 def test_tables_give_entries_only(num_steps, table, spacing):
@@ -39,8 +38,9 @@ def test_tables_give_entries_only(num_steps, table, spacing):
     assert torch.isin(grid[:-1], table).all()
 
 
-def test_as_many_steps_as_entries_is_the_whole_table():
-    assert torch.equal(table_grid(1000)[:-1], TABLE.flip(0))
+@pytest.mark.parametrize("spacing", ["index", "logsnr"])
+def test_as_many_steps_as_entries_is_the_whole_table(spacing):
+    assert torch.equal(table_grid(1000, spacing=spacing)[:-1], TABLE.flip(0))
 
 
 @pytest.mark.parametrize("stop_at", [-5.0, 0.123, 10.0])

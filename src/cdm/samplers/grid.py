@@ -10,9 +10,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cdm.errors import UserError
-from cdm.noise.schedule import COSINE
 
-Spacing = Literal["logsnr", "cosine", "index"]
+Spacing = Literal["logsnr", "index"]
 
 
 def make_grid(
@@ -21,7 +20,7 @@ def make_grid(
     num_steps: int,
     table: Float64[Tensor, " T"] | None = None,
     stop_at: float | None = None,
-    spacing: Spacing | None = None,
+    spacing: Spacing = "logsnr",
 ) -> Float64[Tensor, " n"]:
     """Levels of a sampler's evaluations, from ``logsnr_min`` to ``logsnr_max``, then +inf.
 
@@ -31,8 +30,8 @@ def make_grid(
         table: falling entries of a discrete denoiser; all levels are then entries of it.
         stop_at: level of a truncated hand-over (nearest entry of a table). The whole run's grid is cut there, so it
             takes fewer evaluations (Ho et al. 2021, section 4.2).
-        spacing: "logsnr", even in log-SNR; "cosine", even in the angle of alpha = cos, sigma = sin about the middle of
-            the range; "index", every so many entries of a table. None: "index" with a table, else "logsnr".
+        spacing: "logsnr", even in log-SNR, which serves deterministic samplers best; "index", every so many entries of
+            a table, as in the published results of ancestral sampling.
 
     Raises:
         UserError: no step, a ``stop_at`` outside the range, or more steps than a table has entries.
@@ -40,9 +39,11 @@ def make_grid(
     if num_steps < 1:
         raise UserError(f"sampling needs at least 1 step; got {num_steps}.")
     if table is None:
-        grid = _spaced(logsnr_min, logsnr_max, num_steps, spacing or "logsnr")
+        if spacing == "index":
+            raise UserError("even spacing by index needs a noise table; use 'logsnr' without one.")
+        grid = torch.linspace(logsnr_min, logsnr_max, num_steps, dtype=torch.float64)
     else:
-        grid = table[_entries(table, num_steps, spacing or "index")]
+        grid = table[_entries(table, num_steps, spacing)]
     if stop_at is None:
         return torch.cat([grid, grid.new_tensor([math.inf])])
     end = torch.tensor(stop_at, dtype=torch.float64) if table is None else table[(table - stop_at).abs().argmin()]
@@ -54,16 +55,6 @@ def make_grid(
     return torch.cat([grid[grid < end], end[None]])
 
 
-def _spaced(start: float, end: float, count: int, spacing: Spacing) -> Float64[Tensor, " n"]:
-    if spacing == "index":
-        raise UserError("even spacing by index needs a noise table; use 'logsnr' or 'cosine' without one.")
-    if spacing == "logsnr":
-        return torch.linspace(start, end, count, dtype=torch.float64)
-    middle = (start + end) / 2
-    first, last = COSINE.tau(torch.tensor([start - middle, end - middle], dtype=torch.float64)).tolist()
-    return (COSINE.logsnr(torch.linspace(first, last, count, dtype=torch.float64)) + middle).clamp(start, end)
-
-
 def _entries(table: Float64[Tensor, " T"], count: int, spacing: Spacing) -> Int64[Tensor, " n"]:
     """Falling indices into the table, from its last entry to entry 0, all different."""
     size = len(table)
@@ -71,7 +62,7 @@ def _entries(table: Float64[Tensor, " T"], count: int, spacing: Spacing) -> Int6
         raise UserError(f"the noise table has {size} entries; got {count} steps: use at most {size}.")
     if spacing == "index":
         return torch.linspace(size - 1, 0, count, dtype=torch.float64).round().long()
-    wanted = _spaced(table[-1].item(), table[0].item(), count, spacing)
+    wanted = torch.linspace(table[-1].item(), table[0].item(), count, dtype=torch.float64)
     nearest = (table[None, :] - wanted[:, None]).abs().argmin(dim=1)
     # Neighbours that fell on one entry are pushed apart, towards the clean end, then back from it.
     place = torch.arange(count)
