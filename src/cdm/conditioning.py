@@ -1,7 +1,7 @@
 """The low-res image and its augmentation: one function for training, sampling and evaluation.
 
-Order (Ho et al. 2021, section 4; DESIGN decision 5): area-down, quantise, blur (training only), noise, upsample. Noise is
-added at the *low* resolution, before upsampling: truncated sampling hands over exactly such an image.
+Order (Ho et al. 2021, section 4; DESIGN decision 5): area-down, quantise, blur (training only), noise, upsample. Noise
+is added at the *low* resolution, before upsampling: truncated sampling hands over exactly such an image.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
 from cdm.rng import Purpose, Rng
 from cdm.types import Image, LogSNR
 
+LowRes = Float[Tensor, "b c low_h low_w"]
+
 
 def quantise(x: Image, levels: int = 256) -> Image:
     """Clip to [-1, 1] and round to ``levels`` equal steps, as a saved file would; the same dtype comes back."""
@@ -26,7 +28,7 @@ def quantise(x: Image, levels: int = 256) -> Image:
     return ((x.clamp(-1, 1) + 1) * half).round() / half - 1
 
 
-def make_low_res(x: Image, size: int, levels: int = 256) -> Image:
+def make_low_res(x: Image, size: int, levels: int = 256) -> LowRes:
     """Area-downsample ``[B, C, H, W]`` in [-1, 1] to ``size`` rows and quantise.
 
     The ratio must be whole, so each low-res pixel is the mean of its own block: a crop at multiples of the ratio gives
@@ -39,7 +41,7 @@ def make_low_res(x: Image, size: int, levels: int = 256) -> Image:
     return quantise(down, levels)
 
 
-def upsample(low_res: Image, size: int) -> Image:
+def upsample(low_res: LowRes, size: int) -> Image:
     """Bilinear to ``size`` rows, ``align_corners=False``; ratio 1 returns the input."""
     if low_res.shape[-2] == size:
         return low_res
@@ -49,7 +51,7 @@ def upsample(low_res: Image, size: int) -> Image:
 
 
 def blur(low_res: Image, sigma: Float[Tensor, " b"]) -> Image:
-    """Gaussian blur with a 3x3 kernel and reflect padding; ``sigma`` in pixels per sample, 0 leaves the image as it is."""
+    """Gaussian blur with a 3x3 kernel and reflect padding; ``sigma`` in pixels per sample, 0 changes nothing."""
     weight = torch.exp(-0.5 / sigma.double().clamp(min=1e-3) ** 2).to(low_res.dtype)  # of a direct neighbour
     side = (weight / (1 + 2 * weight))[:, None, None, None]
     padded = F.pad(low_res, (1, 1, 1, 1), mode="reflect")
@@ -69,13 +71,13 @@ class Augmented:
     """A low-res image ready for its SR stage. ``noisy``: at low resolution; ``up``: upsampled, what the net sees;
     ``aug_logsnr``: what the net is told, None where the stage has no level embedding."""
 
-    noisy: Image
+    noisy: LowRes
     up: Image
     aug_logsnr: LogSNR | None
 
 
 def augment_for_training(
-    config: AugmentationConfig, low_res: Image, size: int, rng: Rng, index: Int64[Tensor, " b"]
+    config: AugmentationConfig, low_res: LowRes, size: int, rng: Rng, index: Int64[Tensor, " b"]
 ) -> Augmented:
     """Draw levels per sample and augment. ``low_res``: float32 ``[B, C, h, w]`` in [-1, 1]."""
     if config.kind == "blur":
@@ -92,7 +94,7 @@ def augment_for_training(
 
 
 def augment_at(
-    config: AugmentationConfig, low_res: Image, size: int, aug_logsnr: LogSNR | None, eps: Image | None
+    config: AugmentationConfig, low_res: LowRes, size: int, aug_logsnr: LogSNR | None, eps: LowRes | None
 ) -> Augmented:
     """Augment at a given level, as sampling does: blur is training only, so only ``gaussian`` stages add anything."""
     if config.kind != "gaussian":
