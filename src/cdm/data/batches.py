@@ -21,6 +21,8 @@ from cdm.types import Batch, Image
 _CHUNK = 256  # images downsampled at a time
 
 StageImages = UInt8[np.ndarray, "n c s s"] | UInt16[np.ndarray, "n c s s"]
+Lower = UInt8[np.ndarray, "n c low low"] | UInt16[np.ndarray, "n c low low"]
+Crops = UInt8[np.ndarray, "b c crop crop"] | UInt16[np.ndarray, "b c crop crop"]
 
 
 class Pyramid:
@@ -44,7 +46,7 @@ class Pyramid:
             self._levels[size] = self._shrink(self.at(stage + 1), size)
         return self._levels[size]
 
-    def _shrink(self, images: StageImages, size: int) -> StageImages:
+    def _shrink(self, images: StageImages, size: int) -> Lower:
         shape = (images.shape[1], size, size)
         store: MemoryRows | FileRows = MemoryRows(len(images), shape, images.dtype)
         if self._cache_file is not None:
@@ -109,6 +111,7 @@ class TrainingImages:
 
         Args:
             rng: of this stage (``rng.at_stage(stage)``).
+            positions: on the CPU, as the batch is.
             crop_size: side of a random square crop at multiples of the stage's factor, so that its low-res image is
                 the same crop of the low-res image; 0: the whole image.
         """
@@ -133,7 +136,7 @@ class TrainingImages:
         rng: Rng,
         positions: Int64[Tensor, " b"],
         size: int,
-    ) -> StageImages:
+    ) -> Crops:
         factor = self.sizes[stage] // self.sizes[stage - 1] if stage else 1
         if size % factor:
             raise UserError(

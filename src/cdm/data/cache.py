@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class FileRows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk was told by then, and nothing of this file is kept
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def append(self, rows: np.ndarray) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image as PILImage
 from PIL import ImageOps
 
 from cdm.errors import UserError
 
 Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
+Square = UInt8[np.ndarray, "s s c"] | UInt16[np.ndarray, "s s c"]
 
 NPY_MAGIC = b"\x93NUMPY"
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -97,7 +98,7 @@ def to_bit_depth(pixels: Pixels, bit_depth: int) -> Pixels:
     return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
 
 
-def centre_crop_square(pixels: Pixels) -> Pixels:
+def centre_crop_square(pixels: Pixels) -> Square:
     """The largest centred square."""
     height, width = pixels.shape[:2]
     side = min(height, width)
@@ -105,14 +106,20 @@ def centre_crop_square(pixels: Pixels) -> Pixels:
     return pixels[y : y + side, x : x + side]
 
 
-def area_down(pixels: Pixels, size: int) -> Pixels:
-    """Each output pixel is the mean of the area it covers, rounded; ``[S, S, C]`` to ``[size, size, C]``, size <= S."""
+def area_down(pixels: Pixels, size: int) -> Square:
+    """Each output pixel is the mean of the area it covers, parts of pixels included; ``[S, S, C]`` to ``[size, size,
+    C]``, size <= S."""
     assert pixels.shape[0] == pixels.shape[1] >= size, pixels.shape
     if pixels.shape[0] == size:
         return pixels
-    box = PILImage.Resampling.BOX
-    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        return np.asarray(PILImage.fromarray(np.ascontiguousarray(pixels)).resize((size, size), box))
-    deep = np.float32 if pixels.dtype == np.uint16 else np.uint8  # Pillow averages floats without loss
-    bands = [PILImage.fromarray(pixels[:, :, c].astype(deep)).resize((size, size), box) for c in range(pixels.shape[2])]
-    return np.stack([np.rint(np.asarray(band)) for band in bands], axis=2).astype(pixels.dtype)
+    means = _band_means(_band_means(pixels, size).swapaxes(0, 1), size).swapaxes(0, 1)
+    return np.rint(means).astype(pixels.dtype)
+
+
+def _band_means(rows: np.ndarray, size: int) -> Float32[np.ndarray, "_ ..."]:
+    """Mean of each of ``size`` equal bands of rows. (Pillow's BOX filter counts whole pixels only.)"""
+    start, rest = np.divmod(np.arange(size + 1) * len(rows), size)
+    whole = np.add.reduceat(rows, start[:-1], axis=0, dtype=np.float32)  # from the row where a band starts
+    part = (rest / size).astype(np.float32).reshape(-1, *[1] * (rows.ndim - 1))
+    before = rows[np.minimum(start, len(rows) - 1)] * part  # of that row, the part that belongs to the band before
+    return (whole + before[1:] - before[:-1]) * np.float32(size / len(rows))

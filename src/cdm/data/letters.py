@@ -35,7 +35,6 @@ FACES = (
 
 LETTERS_VERSION = "letters 1"  # part of fingerprints: change it when the letters change
 CHUNK = 512  # letters drawn at a time
-_SUPERSAMPLING = 4
 _COLOUR_TRIES = 12
 _MIN_CONTRAST = 0.35  # difference of luma, of 1
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -75,7 +74,8 @@ def draw(
 
 def _cover(letter: int, pose: Float64[np.ndarray, "6"], size: int) -> UInt8[np.ndarray, "size size"]:
     """How much of each pixel the letter covers. ``pose``: face, rotation, scale, shear, shift x, y, each in (0, 1)."""
-    fine = size * _SUPERSAMPLING
+    supersampling = 4 if size <= 64 else 2
+    fine = size * supersampling
     glyph = _glyph(int(pose[0] * len(FACES)), letter, fine)
     angle = np.radians(15 * (2 * pose[1] - 1))
     shear = 0.15 * (2 * pose[3] - 1)
@@ -89,10 +89,10 @@ def _cover(letter: int, pose: Float64[np.ndarray, "6"], size: int) -> UInt8[np.n
     start = half - back @ centre
     affine = (back[0, 0], back[0, 1], start[0], back[1, 0], back[1, 1], start[1])
     drawn = glyph.transform((fine, fine), PILImage.Transform.AFFINE, affine, PILImage.Resampling.BILINEAR)
-    return np.asarray(drawn.reduce(_SUPERSAMPLING))
+    return np.asarray(drawn.reduce(supersampling))
 
 
-@lru_cache(maxsize=4 * 26 * len(FACES))
+@lru_cache(maxsize=26 * len(FACES))
 def _glyph(face: int, letter: int, height: int) -> PILImage.Image:
     """The letter white on black, cut to its ink and one empty pixel around, drawn at about the size it is needed."""
     font = _font(face, height)
@@ -102,7 +102,7 @@ def _glyph(face: int, letter: int, height: int) -> PILImage.Image:
     return picture
 
 
-@lru_cache(maxsize=4 * len(FACES))
+@lru_cache(maxsize=len(FACES))
 def _font(face: int, height: int) -> ImageFont.FreeTypeFont:
     spec = find_spec("matplotlib")  # its files only; importing it takes longer than drawing
     assert spec is not None and spec.origin is not None
@@ -115,7 +115,7 @@ def _colours(draws: Float64[np.ndarray, "n d"]) -> tuple[Colours, Colours]:
     with black or white ink."""
     pairs = draws.reshape(len(draws), _COLOUR_TRIES, 2, 3)
     luma = pairs @ _LUMA
-    good = np.abs(luma[..., 0] - luma[..., 1]) >= _MIN_CONTRAST
+    good = np.asarray(np.abs(luma[..., 0] - luma[..., 1]) >= _MIN_CONTRAST)
     choice = np.where(good.any(axis=1), good.argmax(axis=1), _COLOUR_TRIES - 1)
     rows = np.arange(len(draws))
     ground, ink = pairs[rows, choice, 0], pairs[rows, choice, 1]

@@ -28,7 +28,7 @@ def save_png(
     Args:
         path: of the PNG; its folder must exist.
         image: uint8 or uint16. PNG holds 1, 3 (RGB) and 4 (RGBA) channels of 8 bits and 1 of 16 bits; anything else
-            becomes a NumPy array ``.npy`` with ``info`` beside it in a ``.json``.
+            becomes a NumPy array ``.npy`` ``[H, W, C]`` with ``info`` beside it in a ``.json``.
         info: JSON types: class, seed, index, settings, weights hash.
 
     Returns:
@@ -40,7 +40,7 @@ def save_png(
     told = json.dumps(info, sort_keys=True)
     buffer = io.BytesIO()
     if len(array) not in (1, 3, 4) or (array.dtype == np.uint16 and len(array) != 1):
-        np.save(buffer, array, allow_pickle=False)
+        np.save(buffer, array.transpose(1, 2, 0), allow_pickle=False)  # [H, W, C], as images are read
         write_atomic(path.with_suffix(".json"), told.encode())
         write_atomic(path.with_suffix(".npy"), buffer.getvalue())
         return path.with_suffix(".npy")

@@ -1,0 +1,237 @@
+"""A source to an array: what is skipped and why, bit depths, windows, and the cache file."""
+
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from cdm.data.arrays import load_images
+from cdm.data.source import open_source
+from cdm.errors import UserError
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+GEN = np.random.default_rng(0)
+
+
+def noise(*shape: int, dtype=np.uint8) -> np.ndarray:
+    return GEN.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
+
+
+def save(path: Path, array: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.fromarray(array).save(path, **options)
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Two classes with every kind of bad and odd file among good ones."""
+    root = tmp_path / "mixed"
+    for i in range(12):
+        save(root / f"good/{i:02d}.png", noise(32, 32, 3))
+    good = (root / "good/00.png").read_bytes()
+    save(root / "odd/cmyk.jpg", np.full((32, 32, 3), 90, np.uint8))
+    PILImage.new("CMYK", (32, 32), (255, 0, 0, 0)).save(root / "odd/cmyk.jpg")
+    PILImage.fromarray(noise(32, 32, 3)).quantize(16).save(root / "odd/palette.png")
+    save(root / "odd/alpha.png", noise(32, 32, 4))
+    save(root / "odd/deep.png", noise(32, 32, dtype=np.uint16))
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    save(root / "odd/rotated.jpg", noise(32, 48, 3), exif=exif)
+    (root / "odd/truncated.png").write_bytes(good[: len(good) // 2])
+    (root / "odd/zero.png").touch()
+    (root / "odd/text.png").write_text("no picture")
+    save(root / "odd/small.png", noise(15, 200, 3))
+    return root
+
+
+def test_bad_files_are_skipped_and_named_and_odd_ones_converted(mixed):
+    array = load_images(open_source(mixed), 16)
+    reasons = dict(array.skipped)
+    assert set(reasons) == {"odd/truncated.png", "odd/zero.png", "odd/text.png", "odd/small.png"}
+    assert reasons["odd/zero.png"] == "the file is empty"
+    assert reasons["odd/text.png"] == "not an image"
+    assert reasons["odd/small.png"] == "200x15 pixels, smaller than 16"
+    assert "damaged image" in reasons["odd/truncated.png"]
+    assert [name for name in array.names if name.startswith("odd")] == [
+        f"odd/{name}" for name in ("alpha.png", "cmyk.jpg", "deep.png", "palette.png", "rotated.jpg")
+    ]
+    assert array.images.shape == (17, 3, 16, 16) and array.images.dtype == np.uint8
+    assert array.labels.tolist() == [0] * 12 + [1] * 5
+    cyan = array.images[array.names.index("odd/cmyk.jpg")].astype(int)
+    assert np.abs(cyan - np.array([0, 255, 255]).reshape(3, 1, 1)).max() <= 3
+    skipped, reduced, few = array.warnings
+    assert "skipped 4 of 21 images" in skipped and "odd/zero.png (the file is empty)" in skipped
+    assert "1 images have 16 bits" in reduced
+    assert few == "under 10 images in 1 classes: odd (5)."
+
+
+def test_images_are_cropped_and_averaged(tmp_path):
+    pixels = noise(32, 64, 3)
+    save(tmp_path / "a.png", pixels)
+    array = load_images(open_source(tmp_path), 16)
+    exact = pixels[:, 16:48].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    assert np.abs(array.images[0] - exact).max() <= 0.5001
+    assert array.labels is None and array.class_names == ()
+
+
+def test_one_image_only_is_allowed_with_a_warning(tmp_path):
+    save(tmp_path / "a.png", noise(32, 32, 3))
+    array = load_images(open_source(tmp_path), 32)
+    assert len(array) == 1
+    assert array.warnings == ("there is one image only; a model of it can do no more than repeat it.",)
+
+
+def test_all_images_too_small(tmp_path):
+    save(tmp_path / "a.png", noise(20, 20, 3))
+    with pytest.raises(UserError, match=r"none of the 1 images .*20x20 pixels, smaller than 32.*smaller --sizes"):
+        load_images(open_source(tmp_path), 32)
+
+
+def test_a_class_left_without_images_is_named(tmp_path):
+    save(tmp_path / "a/1.png", noise(40, 40, 3))
+    save(tmp_path / "b/1.png", noise(20, 20, 3))
+    with pytest.raises(UserError, match=r"no image of the class 'b' can be used \('b/1.png': 20x20"):
+        load_images(open_source(tmp_path), 32)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_zip_equals_folder(mixed, tmp_path, threads):
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(mixed.rglob("*.*"), reverse=True):
+            archive.write(path, f"top/{path.relative_to(mixed).as_posix()}")
+    a = load_images(open_source(mixed), 16, threads=1)
+    b = load_images(open_source(tmp_path / "mixed.zip"), 16, threads=threads)
+    np.testing.assert_array_equal(a.images, b.images)
+    assert (a.names, a.skipped, a.fingerprint) == (b.names, b.skipped, b.fingerprint)
+
+
+def test_16_bit_greyscale_is_kept_with_its_window(tmp_path):
+    deep = (1000 + noise(32, 32, dtype=np.uint16) // 32).astype(np.uint16)
+    deep[0, 0], deep[1, 1] = 1000, 5000
+    save(tmp_path / "a.png", deep)
+    source = open_source(tmp_path)
+    array = load_images(source, 32, channels=1)
+    assert (array.bit_depth, array.window, array.images.dtype) == (16, (1000, 5000), np.uint16)
+    np.testing.assert_array_equal(array.images[0, 0], deep)
+    assert load_images(source, 32, channels=1, window=(0, 4095)).window == (0, 4095)
+    assert load_images(source, 32, channels=3).images.dtype == np.uint8
+    eight = load_images(source, 32, channels=1, bit_depth=8)
+    np.testing.assert_array_equal(eight.images[0, 0], np.rint(deep / 257).astype(np.uint8))
+    assert eight.window == (0, 255)
+
+
+def test_8_bit_images_among_16_bit_ones_are_rescaled(tmp_path):
+    save(tmp_path / "a.png", np.full((16, 16), 65535, np.uint16))
+    save(tmp_path / "b.png", np.full((16, 16), 128, np.uint8))
+    array = load_images(open_source(tmp_path), 16, channels=1)
+    assert array.images[:, 0, 0, 0].tolist() == [65535, 128 * 257]
+
+
+def test_flat_16_bit_data_has_a_window_that_can_be_divided_by(tmp_path):
+    save(tmp_path / "a.png", np.full((16, 16), 700, np.uint16))
+    assert load_images(open_source(tmp_path), 16, channels=1).window == (700, 701)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_many_channels_from_arrays(tmp_path, dtype):
+    cube = noise(16, 16, 6, dtype=dtype)
+    buffer = io.BytesIO()
+    np.save(buffer, cube)
+    (tmp_path / "a.npy").write_bytes(buffer.getvalue())
+    array = load_images(open_source(tmp_path), 16, channels=6)
+    np.testing.assert_array_equal(array.images[0], cube.transpose(2, 0, 1))
+
+
+def same(a, b) -> None:
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.labels, b.labels)
+    told = [(x.names, x.class_names, x.skipped, x.warnings, x.window, x.bit_depth, x.fingerprint) for x in (a, b)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mapped_data_equals_data_in_memory_and_is_used_again(mixed, tmp_path, channels):
+    cache = tmp_path / "cache"
+    in_memory = load_images(open_source(mixed), 16, channels)
+    counted: list[int] = []
+
+    def load():
+        counted.clear()
+        return load_images(
+            open_source(mixed), 16, channels, cache_dir=cache, memory_limit=0, progress=lambda i, n: counted.append(i)
+        )
+
+    mapped = load()
+    assert isinstance(mapped.images, np.memmap) and in_memory.cache_file is None
+    assert counted == list(range(1, 22))
+    same(mapped, in_memory)
+    again = load()
+    assert counted == [], "nothing was decoded again"
+    same(again, in_memory)
+    assert {path.suffix for path in cache.iterdir()} == {".pixels", ".json"}
+
+    again.cache_file.write_bytes(again.cache_file.read_bytes()[:-1])
+    same(load(), in_memory)
+    assert counted, "a damaged cache is made again"
+    mapped.cache_file.with_suffix(".json").write_text("{}")
+    same(load(), in_memory)
+    assert counted, "so is one whose description is damaged"
+
+
+def test_cache_is_not_used_for_other_data_or_another_recipe(mixed, tmp_path):
+    cache = tmp_path / "cache"
+    load = lambda size: load_images(open_source(mixed), size, cache_dir=cache, memory_limit=0)  # noqa: E731
+    first = load(16)
+    assert load(32 // 4).cache_file != first.cache_file
+    shutil.copy(mixed / "good/00.png", mixed / "good/99.png")
+    assert len(load(16)) == len(first) + 1
+
+
+def test_failed_load_leaves_no_file(tmp_path):
+    save(tmp_path / "d/a.png", noise(20, 20, 3))
+    with pytest.raises(UserError, match="none of the 1"):
+        load_images(open_source(tmp_path / "d"), 32, cache_dir=tmp_path / "cache", memory_limit=0)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_that_cannot_be_written_is_told(mixed, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/cache"):
+        load_images(open_source(mixed), 16, cache_dir=tmp_path / "file" / "cache", memory_limit=0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_told(mixed, tmp_path, monkeypatch):
+    import builtins
+
+    real = builtins.open
+    monkeypatch.setattr(
+        builtins, "open", lambda p, *a, **k: real("/dev/full" if str(p).endswith(".tmp") else p, *a, **k)
+    )
+    with pytest.raises(UserError, match="disk is full"):
+        load_images(open_source(mixed), 16, cache_dir=tmp_path / "cache", memory_limit=0)
+
+
+def test_labels_by_the_classes_of_another_data_set(tmp_path):
+    save(tmp_path / "cat/1.png", noise(16, 16, 3))
+    save(tmp_path / "dog/1.png", noise(16, 16, 3))
+    array = load_images(open_source(tmp_path), 16)
+    assert array.with_classes(("ant", "cat", "cow", "dog")).labels.tolist() == [1, 3]
+    assert array.with_classes(()).labels is None
+    with pytest.raises(UserError, match="got the class 'dog'; expected the classes ant, cat"):
+        array.with_classes(("ant", "cat"))
+    with pytest.raises(UserError, match="without class folders"):
+        array.with_classes(()).with_classes(("cat",))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real image sets are not beside this checkout")
+def test_real_emoji():
+    array = load_images(open_source(DATA / "emoji128-val.zip"), 128)
+    assert array.images.shape == (123, 3, 128, 128)
+    assert not array.skipped
+    corners = array.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.median(corners) == 255, "emoji stand on white"
