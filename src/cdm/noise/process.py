@@ -91,7 +91,7 @@ def to_x0_eps(kind: Kind, raw: Image, x_t: Image, logsnr: LogSNR, sigma_data: fl
 def posterior_coefficients(
     logsnr_t: Float[Tensor, "..."], logsnr_s: Float[Tensor, "..."]
 ) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."], Float64[Tensor, "..."], Float64[Tensor, "..."]]:
-    """q(x_s | x_t, x0) for a cleaner level s > t: Kingma et al. 2021, eqs. 25-28, in float64.
+    """q(x_s | x_t, x0) for a cleaner level s > t: Kingma et al. 2021, appendix A, in float64.
 
     Returns:
         Factor of x_t and of x0 in the mean; log-variance small (of this posterior) and large (of q(x_t | x_s); the

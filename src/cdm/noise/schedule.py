@@ -64,7 +64,7 @@ COSINE = Curve(  # alpha = cos(tau), sigma = sin(tau): Nichol & Dhariwal 2021, e
     tau=lambda logsnr: torch.atan(torch.exp(-logsnr / 2)),
     slope=lambda logsnr: 1 / (4 * torch.cosh(logsnr / 2)),
 )
-VP_LINEAR = Curve(  # -ln alpha^2 = integral of beta: Song et al. 2021, eq. 33
+VP_LINEAR = Curve(  # -ln alpha^2 = integral of beta: Song et al. 2021, appendix C
     logsnr=lambda tau: -torch.log(torch.expm1(tau * (_BETA_MIN + tau * (_BETA_MAX - _BETA_MIN) / 2))),
     tau=_vp_tau,
     slope=lambda logsnr: torch.sigmoid(-logsnr) / (_BETA_MIN + (_BETA_MAX - _BETA_MIN) * _vp_tau(logsnr)),

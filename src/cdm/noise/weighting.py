@@ -91,7 +91,7 @@ def loss_weight(
     level = logsnr.double()
     if config.weight == "min_snr":  # Hang et al. 2023, section 3.4: min(SNR, gamma) on x0, under the schedule
         weight = schedule.density(level) * (config.param * torch.exp(-level)).clamp(max=1.0)
-    else:  # Hoogeboom et al. 2024 (SiD2), section 3.1: sigmoid(b - logsnr) on eps
+    else:  # Hoogeboom et al. 2024 (SiD2): sigmoid(b - logsnr) on eps
         weight = torch.sigmoid(config.param - level)
     weight = weight / density(density_config, schedule, logsnr)
     return (weight * eps_error_per_error(kind, logsnr, sigma_data)).float()

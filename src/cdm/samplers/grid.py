@@ -30,8 +30,8 @@ def make_grid(
         table: falling entries of a discrete denoiser; all levels are then entries of it.
         stop_at: level of a truncated hand-over (nearest entry of a table). The whole run's grid is cut there, so it
             takes fewer evaluations (Ho et al. 2021, section 4.2).
-        spacing: "logsnr", even in log-SNR, which serves deterministic samplers best; "index", every so many entries of
-            a table, as in the published results of ancestral sampling.
+        spacing: "logsnr", even in log-SNR (Lu et al. 2022); "index", every so many entries of a table, as the
+            published results of ancestral sampling have it.
 
     Raises:
         UserError: no step, a ``stop_at`` outside the range, or more steps than a table has entries.
