@@ -30,7 +30,7 @@ PREVIEW_SEED = 1 << 40
 class Validation:
     """Mean squared error on the stage's own target over held-out images, in ``BANDS`` equal shares of training levels."""
 
-    def __init__(self, images: TrainingImages, seed: int, limit: int = 256) -> None:
+    def __init__(self, images: TrainingImages, seed: int, limit: int = 128) -> None:
         self.images, self.seed = images, seed
         self.index = torch.arange(min(len(images), limit))
 
@@ -61,7 +61,7 @@ class Validation:
 class Preview:
     """Sample pictures of the stage under training, in its folder ``samples/``."""
 
-    def __init__(self, config: CascadeConfig, folder: Path, images: TrainingImages, seed: int, steps: int = 16) -> None:
+    def __init__(self, config: CascadeConfig, folder: Path, images: TrainingImages, seed: int, steps: int = 12) -> None:
         self.config, self.folder, self.images, self.seed, self.steps = config, folder, images, seed, steps
 
     @torch.no_grad()
@@ -74,9 +74,9 @@ class Preview:
         write_atomic(self.folder / "samples" / name, png_bytes(picture))
 
     def _samples(self, stage: Stage) -> PILImage.Image:
-        """A grid of base samples, two of each class (at most 52 images)."""
+        """A grid of base samples: one of each class, or two where there are few (at most 26 images)."""
         classes = self.config.num_classes
-        per_class = 2 if classes else 16
+        per_class = 16 if not classes else 1 if classes > 8 else 2
         labels = torch.arange(min(classes, 26)).repeat_interleave(per_class) if classes else None
         count = per_class if labels is None else len(labels)
         device = next(stage.net.parameters()).device
@@ -118,8 +118,7 @@ def final_grid(cascade: Cascade, per_class: int) -> tuple[Samples, bytes]:
     classes = cascade.config.num_classes
     labels = torch.arange(classes).repeat_interleave(per_class) if classes else None
     count = 16 if labels is None else len(labels)
-    seeds = torch.arange(per_class).repeat(classes) if classes else torch.arange(count)
-    sampled = cascade.sample(labels, seeds)
+    sampled = cascade.sample(labels, torch.arange(count))
     window: Window = cascade.config.data.window
     images = [to_images(x, window) for x in sampled.images]
     return sampled, png_bytes(class_grid(images, labels, cascade.config.class_names, window))

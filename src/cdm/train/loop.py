@@ -28,6 +28,9 @@ from cdm.train.step import BatchSource, Trainee
 BAD_STEPS = 8
 """So many updates in a row without a finite gradient send the run back to its last good state."""
 MAX_ATTEMPTS = 5
+PREVIEWS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Pictures at these shares of the budget, and at the end: early on and then now and again."""
+VALIDATIONS = tuple(k / 16 for k in range(1, 16))
 CHECK_STEPS = 16
 """The device's counters are read once in so many updates."""
 
@@ -104,7 +107,8 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
 
         rate = progress.update(seen, total=total)
         row: dict[str, Any] = {}
-        if saving or _crossed(seen, batch_size, log_every):
+        validating = _marked(seen, batch_size, plan.segments[0].total, VALIDATIONS, done)
+        if saving or validating or _crossed(seen, batch_size, log_every):
             loss, norm = trainee.read_means()
             elapsed = max(trainee.seconds - begin_seconds, 1e-9)
             row = {"loss": loss, "lr": lr * trainee.lr_scale, "grad_norm": norm, "images_per_s": rate}
@@ -114,13 +118,13 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
 
         if saving:
             _save(job, trainee)
+        if validating and job.evaluate is not None:
             show_ema(trainee, job.shadow)
-            if job.evaluate is not None:
-                row["val_loss"] = job.evaluate(job.shadow)
-                overfit.look(job.stage.name, row, progress)
+            row["val_loss"] = job.evaluate(job.shadow)
+            overfit.look(job.stage.name, row, progress)
         if row:
             log.write(seen, **row)
-        if job.preview is not None and _preview_due(seen, batch_size, plan.segments[0].total, done):
+        if job.preview is not None and _marked(seen, batch_size, plan.segments[0].total, PREVIEWS, done):
             show_ema(trainee, job.shadow)
             job.preview(job.shadow, seen)
 
@@ -207,9 +211,8 @@ def _crossed(seen: int, batch_size: int, interval: int) -> bool:
     return seen // interval > (seen - batch_size) // interval
 
 
-def _preview_due(seen: int, batch_size: int, total: int, done: bool) -> bool:
-    """Pictures at 2, 5, 10, 20, ... % of the budget, and at the end."""
-    marks = (0.02, 0.05, *(0.1 * k for k in range(1, 10)))
+def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...], done: bool) -> bool:
+    """Whether the update that ended at ``seen`` passed one of ``marks``, shares of the first goal; the end always."""
     return done or any(seen - batch_size < mark * total <= seen for mark in marks)
 
 
