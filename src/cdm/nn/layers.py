@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from cdm.nn.fused_norm import group_norm_act
 from cdm.types import Image
 
+Features = Float[Tensor, "b _ _ _"]
+"""Activations on their way through the net, channels-last; channels and sides change."""
+
 
 def sinusoids(value: Float[Tensor, " b"], dims: int, max_period: float = 10000.0) -> Float[Tensor, "b dims"]:
     """[cos, sin] of ``value`` at ``dims / 2`` log-spaced frequencies from 1 down to 1 / max_period, float32."""
@@ -22,15 +25,17 @@ def sinusoids(value: Float[Tensor, " b"], dims: int, max_period: float = 10000.0
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class LevelEmbedding(nn.Sequential):
+class LevelEmbedding(nn.Module):
     """A scalar per sample -> sinusoids -> two linear layers, ``[B] -> [B, out]``."""
 
     def __init__(self, width: int, out: int) -> None:
-        super().__init__(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
+        super().__init__()
         self.width = width
+        self.hidden = nn.Linear(width, out)
+        self.out = nn.Linear(out, out)
 
     def forward(self, value: Float[Tensor, " b"]) -> Float[Tensor, "b out"]:
-        return super().forward(sinusoids(value, self.width).to(self[0].weight.dtype))
+        return self.out(F.silu(self.hidden(sinusoids(value, self.width).to(self.hidden.weight.dtype))))
 
 
 class Norm(nn.Module):
@@ -47,13 +52,10 @@ class Norm(nn.Module):
 
     def forward(self, x: Image, scale_shift: Float[Tensor, "b c2"] | None = None, *, act: bool = True) -> Image:
         """``act(norm(x) * (1 + scale) + shift)``; ``scale_shift`` is scale | shift, ``[B, 2 C]``."""
-        if self.groups and x.device.type == "cpu":
+        if self.groups:
             return group_norm_act(x, *self._per_sample(len(x), scale_shift), self.groups, act=act)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if self.groups:
-            y = F.group_norm(x, self.groups, weight, bias)
-        else:
-            y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
+        y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
         if scale_shift is not None:
             scale, shift = scale_shift.to(y.dtype)[:, :, None, None].chunk(2, dim=1)
             y = torch.addcmul(shift, y, 1 + scale)
@@ -76,8 +78,8 @@ def attend(
 ) -> Float[Tensor, "b heads n d"]:
     """softmax(q k^T / sqrt(d)) v, by the kernel that is fast here.
 
-    On a CPU torch 2.13's fused kernel loses to plain matrix products up to a few hundred pixels (fivefold in the backward
-    pass in bfloat16); above, the n x n matrix costs too much memory.
+    On a CPU torch 2.13's fused kernel loses to plain matrix products up to a few hundred pixels (fivefold in the
+    backward pass in bfloat16); above, the n x n matrix costs too much memory.
     """
     if q.device.type == "cpu" and q.shape[2] <= 512:
         return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
@@ -103,12 +105,12 @@ class Attention(nn.Module):
         return x + mixed.reshape(b, height, width, c).permute(0, 3, 1, 2)
 
 
-def halve(x: Image) -> Image:
+def halve(x: Features) -> Features:
     """Mean of each 2x2 square."""
     return F.avg_pool2d(x, 2)
 
 
-def double(x: Image) -> Image:
+def double(x: Features) -> Features:
     """Every pixel becomes a 2x2 square."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cdm.config import ConfigError, NetConfig
-from cdm.nn.layers import Attention, LevelEmbedding, Norm, double, halve, zero
+from cdm.errors import UserError
+from cdm.nn.layers import Attention, Features, LevelEmbedding, Norm, double, halve, zero
 from cdm.types import Dropout, Image, Labels
 
 Resample = Literal["up", "down"]
@@ -31,7 +32,7 @@ class ResBlock(nn.Module):
         self.conv_out = zero(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
-    def forward(self, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
+    def forward(self, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         """``embedding`` has passed its SiLU already, once for all blocks."""
         h = self.conv_in(self.resample(self.norm_in(x)))
         h = self.norm_out(h, self.modulation(embedding))
@@ -48,7 +49,7 @@ class ConvResample(nn.Module):
         self.up = resample == "up"
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=1 if self.up else 2)
 
-    def forward(self, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
+    def forward(self, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         return self.conv(double(x) if self.up else x)
 
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
         self.res = ResBlock(config, channels, out, layer, None)
         self.attention = Attention(out, _num_heads(config, out), config.norm) if attention else None
 
-    def forward(self, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
+    def forward(self, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         x = self.res(x, embedding, dropout)
         return x if self.attention is None else self.attention(x)
 
@@ -101,7 +102,6 @@ class UNet(nn.Module):
         channels = config.width * config.multipliers[0]
         self.norm = Norm(config.norm, channels)
         self.last = zero(nn.Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
-        self.to(memory_format=torch.channels_last)
 
     def _build(self) -> None:
         config = self.config
@@ -143,7 +143,7 @@ class UNet(nn.Module):
         labels: Labels | None,
         aug_input: Float[Tensor, " b"] | None,
         dropout: Dropout | None = None,
-    ) -> Image:
+    ) -> Float[Tensor, "b out h w"]:
         """Raw output ``[B, out_channels, H, W]``; H and W may be smaller than ``image_size`` (crops).
 
         Args:
@@ -155,7 +155,7 @@ class UNet(nn.Module):
             dropout: given in training; None is no dropout.
 
         Raises:
-            ValueError: a size that does not halve often enough, or conditioning that the net does not have or lacks.
+            UserError: a size that does not halve often enough, or conditioning that the net does not have or lacks.
         """
         self._check(x, labels, aug_input)
         embedding = self.embed_noise(noise_input)
@@ -180,7 +180,7 @@ class UNet(nn.Module):
         x = self.last(self.norm(x))
         return F.pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
 
-    def _run(self, block: nn.Module, x: Image, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Image:
+    def _run(self, block: nn.Module, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, embedding, dropout, use_reentrant=False, preserve_rng_state=False)
         return block(x, embedding, dropout)
@@ -188,7 +188,7 @@ class UNet(nn.Module):
     def _check(self, x: Image, labels: Labels | None, aug_input: Float[Tensor, " b"] | None) -> None:
         factor = self.config.patch * 2 ** (len(self.config.multipliers) - 1)
         if x.shape[1] != self.config.in_channels or x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(
+            raise UserError(
                 f"the net expects {self.config.in_channels} channels and sides divisible by {factor}; "
                 f"got {tuple(x.shape)}: resize or crop the images."
             )
@@ -198,4 +198,4 @@ class UNet(nn.Module):
         ):
             if (given is None) != (known is None):
                 verb, fix = ("needs", "give it") if known is not None else ("does not take", "give None")
-                raise ValueError(f"this net {verb} {name}; got {type(given).__name__}: {fix}.")
+                raise UserError(f"this net {verb} {name}; got {type(given).__name__}: {fix}.")
