@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import platform
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import torch
 from PIL import Image as PILImage
 
 from cdm.artifacts import load_tensors, read_events, read_log, weights_hash, write_atomic
@@ -163,7 +160,7 @@ def write_report(
 # ---- the report of a training run ------------------------------------------------------------------------------------
 
 Log = Sequence[Mapping[str, Any]]
-"""Lines of one stage's ``log.jsonl``."""
+"""Lines of one stage's ``log.jsonl``, or of ``events.jsonl``."""
 
 
 def training_report(run_folder: str | Path, command: str = "") -> Path:
@@ -174,7 +171,7 @@ def training_report(run_folder: str | Path, command: str = "") -> Path:
 
     Args:
         run_folder: with at least a ``cascade.json``.
-        command: that trained the run, for the header.
+        command: that trained the run, for the header; by default the one recorded at its last start.
 
     Returns:
         The path of ``report.html`` in the run folder.
@@ -183,13 +180,15 @@ def training_report(run_folder: str | Path, command: str = "") -> Path:
     config = load_config(run)
     folders = [run / f"{index}-{stage.size}" for index, stage in enumerate(config.stages)]
     logs = [read_log(folder / "log.jsonl") for folder in folders]
-    goals = _goals(run / "events.jsonl")
     hashes = [_hash(folder) for folder in folders]
+    events = read_events(run / "events.jsonl")
+    start = next((event for event in reversed(events) if event.get("kind") == "start"), {})
+    command = command or start.get("command", "")
     header = {"run": str(run)} | ({"command": command} if command else {})
-    header |= {"written": time.strftime("%Y-%m-%d %H:%M"), "machine": _machine()}
+    header |= {"written": time.strftime("%Y-%m-%d %H:%M"), "trained on": _machine(start)}
     header["weights"] = "-".join(hashes) if all(hashes) else "not every stage has weights yet"
     sections = [
-        Section("What was trained", _trained(config, logs, goals)),
+        Section("What was trained", _trained(config, logs, _goals(events))),
         Section("Samples", [_picture(run / "samples.png", _samples_caption(config))]),
         Section("Loss", _losses(logs)),
     ]
@@ -199,15 +198,17 @@ def training_report(run_folder: str | Path, command: str = "") -> Path:
     return write_report(run / "report.html", f"{run.resolve().name}: training report", sections, header)
 
 
-def _goals(path: Path) -> dict[int, int]:
+def _goals(events: Log) -> dict[int, int]:
     """Images that each stage is meant to see: what was last recorded as its budget."""
-    return {event["stage"]: event["images"] for event in read_events(path) if event.get("kind") == "budget"}
+    return {event["stage"]: event["images"] for event in events if event.get("kind") == "budget"}
 
 
-def _machine() -> str:
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    system = f"{platform.system()} {platform.machine()}"
-    return f"{system}, {os.cpu_count()} CPU cores, {accelerator}, torch {torch.__version__}"
+def _machine(start: Mapping[str, Any]) -> str:
+    """What the start of the run was recorded to be on."""
+    facts = [str(start[name]) for name in ("processor", "device", "precision") if start.get(name)]
+    facts += [f"{start['threads']} threads"] if start.get("threads") else []
+    facts += [f"torch {start['torch']}"] if start.get("torch") else []
+    return ", ".join(facts) or "not recorded"
 
 
 def _hash(folder: Path) -> str:
@@ -270,8 +271,10 @@ def _losses(logs: Sequence[Log]) -> list[Text | Picture]:
 
 
 def _samples_caption(config: CascadeConfig) -> str:
-    sizes = " | ".join(str(size) for size in config.sizes)
-    return f"Generated images of every class; side by side the stages of one sample, {sizes} pixels, shown at one size."
+    words = "Generated images of every class" if config.class_names else "Generated images"
+    if len(config.sizes) == 1:
+        return f"{words}, {config.sizes[0]} pixels."
+    return f"{words}; side by side the stages of one sample, {' | '.join(map(str, config.sizes))} pixels, at one size."
 
 
 def _picture(path: Path, caption: str) -> Picture | Text:
