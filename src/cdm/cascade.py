@@ -281,7 +281,10 @@ def run_stage(
     """Sample one stage. All noise is a function of (seed of the image, stage, step)."""
     rng = Rng(0, stage.index)
     device = next(stage.net.parameters()).device
-    grid = make_grid(*stage.denoiser.logsnr_range, steps, table=stage.denoiser.table, stop_at=stop_at)
+    table = stage.denoiser.table
+    # ancestral sampling of a table takes every so many of its entries, as trained (Nichol & Dhariwal 2021, section 4)
+    spacing = "index" if table is not None and settings.sampler.startswith("ddpm") else "logsnr"
+    grid = make_grid(*stage.denoiser.logsnr_range, steps, table=table, stop_at=stop_at, spacing=spacing)
 
     def noise(i: int) -> Image:
         return rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=i).to(device)

@@ -116,6 +116,7 @@ class OptimConfig:
     crop_size: int = 0  # random crops for an SR stage; 0: whole images
     checkpointing: bool = False
     cost_share: float = 0.0  # share of a --minutes budget; 0: equal shares
+    images: int = 0  # the recipe's own budget, where none is asked for; 0: an hour for all stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class StageConfig:
 class SamplingConfig:
     """Defaults of ``cdm sample``. One entry of ``steps`` per stage from the base up; of ``aug_level`` per SR stage."""
 
-    sampler: Literal["dpmpp", "ddim", "ddpm"] = "dpmpp"
+    sampler: Literal["dpmpp", "ddim", "ddpm", "ddpm_large"] = "dpmpp"
     steps: tuple[int, ...] = ()
     aug_level: tuple[float, ...] = ()
     hand_over: Literal["non_truncated", "truncated"] = "non_truncated"

@@ -94,7 +94,9 @@ def stage_loss(stage: Stage, batch: Batch, rng: Rng, dropout: Dropout | None = N
     raw, fraction = denoiser.raw(noised.x_t, noised.logsnr, noised.cond, dropout)
     wanted = target(config.prediction, batch.x0, noised.eps, noised.logsnr, config.sigma_data)
     mse = (raw - wanted).square().flatten(1).mean(1)
-    weight = loss_weight(config.loss, config.prediction, noised.logsnr, config.density, denoiser.schedule)
+    weight = loss_weight(
+        config.loss, config.prediction, noised.logsnr, config.density, denoiser.schedule, config.sigma_data
+    )
     loss = weight.to(mse) * mse
     if fraction is not None:
         assert denoiser.table is not None

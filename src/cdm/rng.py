@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     VALIDATION = 15
     LETTERS = 16
     EVALUATE = 17
+    AUGMENT = 18  # of a classifier in training: shift and colour
 
 
 def _signed(x: int) -> int:

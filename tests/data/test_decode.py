@@ -191,7 +191,7 @@ def test_centre_crop():
     np.testing.assert_array_equal(centre_crop_square(array.swapaxes(0, 1)), array.swapaxes(0, 1)[1:6])
 
 
-@pytest.mark.parametrize(("side", "size"), [(12, 4), (12, 12), (10, 4), (7, 3), (64, 1), (129, 128)])
+@pytest.mark.parametrize(("side", "size"), [(12, 4), (12, 12), (10, 4), (7, 3), (64, 1), (17, 16)])
 @pytest.mark.parametrize(
     ("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint8, 5), (np.uint16, 1), (np.uint16, 3)]
 )

@@ -71,7 +71,7 @@ class Sample:
     steps: Annotated[str | None, arg(metavar="A,B,..")] = None
     """Steps per stage from the base up (default 32,16,16)."""
     sampler: Annotated[str | None, arg(metavar="NAME")] = None
-    """dpmpp, ddim or ddpm."""
+    """dpmpp, ddim, ddpm or ddpm_large."""
     aug_level: Annotated[str | None, arg(metavar="S[,S]")] = None
     """Augmentation level in 0..1: one, or one per SR stage (default 0.2)."""
     hand_over: Annotated[str | None, arg(metavar="HOW")] = None

@@ -115,12 +115,13 @@ def _colours(draws: Float64[np.ndarray, "n d"]) -> tuple[Colours, Colours]:
     with black or white ink."""
     pairs = draws.reshape(len(draws), _COLOUR_TRIES, 2, 3)
     luma = pairs @ _LUMA
-    good = np.asarray(np.abs(luma[..., 0] - luma[..., 1]) >= _MIN_CONTRAST)
-    choice = np.where(good.any(axis=1), good.argmax(axis=1), _COLOUR_TRIES - 1)
+    good = np.abs(luma[..., 0] - luma[..., 1]) >= _MIN_CONTRAST
+    found = np.any(good, axis=1)
+    choice = np.where(found, np.argmax(good, axis=1), _COLOUR_TRIES - 1)
     rows = np.arange(len(draws))
     ground, ink = pairs[rows, choice, 0], pairs[rows, choice, 1]
     plain = np.where(luma[rows, choice, :1] < 0.5, 1.0, 0.0)
-    ink = np.where(good.any(axis=1)[:, None], ink, plain)
+    ink = np.where(found[:, None], ink, plain)
     return ground.astype(np.float32), ink.astype(np.float32)
 
 

@@ -27,12 +27,14 @@ def plan_stages(
     fresh = [k for k in todo if read_plan(events, k) is None]
     if not fresh:
         return
-    if request.images is not None:
+    own = {k: request.images or (stages[k].optim.images if request.minutes is None else 0) for k in fresh}
+    counted = all(own.values())
+    if counted:
         for k in fresh:
-            check_budget(request.images, stages[k], f"--images {request.images}")
+            check_budget(own[k], stages[k], f"--images {own[k]}")
     speeds = {k: speed(k) for k in fresh}
-    if request.images is not None:
-        budget = {k: (round_to_batch(request.images, stages[k].optim.batch_size), 0.0) for k in fresh}
+    if counted:
+        budget = {k: (round_to_batch(own[k], stages[k].optim.batch_size), 0.0) for k in fresh}
     else:
         minutes = request.minutes or DEFAULT_MINUTES
         left = minutes * 60 - (time.monotonic() - began)
@@ -44,8 +46,8 @@ def plan_stages(
         interval = request.checkpoint_images or min(speeds[k] * CHECKPOINT_SECONDS, images / 4)
         events.append(
             "budget", stage=k, at=0, images=images, checkpoint_images=round_to_batch(interval, batch_size),
-            seconds=seconds, images_per_s=round(speeds[k], 2), asked_images=request.images,
-            asked_minutes=None if request.images is not None else request.minutes or DEFAULT_MINUTES,
+            seconds=seconds, images_per_s=round(speeds[k], 2), asked_images=own[k] if counted else None,
+            asked_minutes=None if counted else request.minutes or DEFAULT_MINUTES,
         )  # fmt: skip
 
 

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from cdm.config import CascadeConfig
 from cdm.errors import UserError
 from cdm.recipes.facts import Facts
+from cdm.recipes.imagenet import cdm_imagenet_64, cdm_imagenet_128, cdm_imagenet_256
 from cdm.recipes.small import demo, small
 
 RECIPES: dict[str, Callable[[Facts], CascadeConfig]] = {
     "demo": demo,
     "small": small,
+    "cdm-imagenet-64": cdm_imagenet_64,
+    "cdm-imagenet-128": cdm_imagenet_128,
+    "cdm-imagenet-256": cdm_imagenet_256,
 }
 
 SIZES = {

@@ -27,11 +27,11 @@ def ddpm(
     *,
     clip: Clip | None = None,
     noise: StepNoise | None = None,
-    variance: Variance = "small",
+    variance: Variance | None = None,
 ) -> Iterator[SampleStep]:
     """x_s ~ N(posterior mean of (x_t, x0_hat), variance of this very step). See ``base.Sampler``.
 
-    A step to +inf adds no noise: it returns x0_hat.
+    ``variance``: None is "learned" where the denoiser predicts it, else "small". A step to +inf adds no noise: it returns x0_hat.
 
     Raises:
         UserError: no ``noise``, or "learned" with a denoiser that predicts no variance.
@@ -48,7 +48,8 @@ def ddpm(
         yield SampleStep(i, values[i + 1], x, x0_hat)
 
 
-def _add_noise_(x: Image, noise: Image, fraction: Image | None, small: float, large: float, variance: Variance) -> None:
+def _add_noise_(x: Image, noise: Image, fraction: Image | None, small: float, large: float, variance: Variance | None) -> None:
+    variance = variance or ("small" if fraction is None else "learned")
     if variance != "learned":
         x.add_(noise, alpha=math.exp((small if variance == "small" else large) / 2))
         return
