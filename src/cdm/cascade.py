@@ -1,8 +1,8 @@
 """A cascade: ordered stages, and how images are sampled through them.
 
-    cascade = Cascade.load("runs/letters")
-    result = cascade.sample(labels=[0, 1, 2], seeds=[7, 8, 9])
-    result.images[-1]  # float32 [3, C, H, W] in [-1, 1]; result.images[0] is the base's
+cascade = Cascade.load("runs/letters")
+result = cascade.sample(labels=[0, 1, 2], seeds=[7, 8, 9])
+result.images[-1]  # float32 [3, C, H, W] in [-1, 1]; result.images[0] is the base's
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cdm.artifacts import load_json
@@ -30,6 +30,9 @@ from cdm.types import Cond, Image, Labels
 DEFAULT_STEPS = (32, 16)
 """Network evaluations of the base, and of each SR stage."""
 DEFAULT_AUG_LEVEL = 0.2
+
+StageImage = Float[Tensor, "b c _ _"]
+"""A batch of images of one stage among those of others, of another size."""
 
 Progress = Callable[[int, int, int, Image], None]
 """``progress(stage, done, total, preview)`` after every sampler step; preview is x0_hat of the images under way."""
@@ -49,7 +52,7 @@ class Samples:
     evaluations: network evaluations per stage and image. saved_evaluations: those that truncation spared.
     """
 
-    images: tuple[Image, ...]
+    images: tuple[StageImage, ...]
     labels: Labels | None
     seeds: Int64[Tensor, " b"]
     evaluations: tuple[int, ...]
@@ -83,9 +86,7 @@ class Cascade:
         dtype = choose_dtype(precision, chosen)
         built = []
         for index in range(len(config.stages)) if stages is None else stages:
-            stage = build_stage(
-                config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels
-            )
+            stage = build_stage(config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels)
             load_weights(stage, run / stage.name, weights)
             stage.net.eval().requires_grad_(False)
             built.append(stage.to(chosen, dtype))
@@ -126,11 +127,15 @@ class Cascade:
         for stage, count in zip(self.config.stages, given_steps, strict=True):
             longest = stage.schedule.num_timesteps if stage.schedule.kind.endswith("_table") else 100_000
             if count > longest:
-                raise UserError(f"got {count} steps for the stage at {stage.size}; it has {longest} noise levels at most.")
+                raise UserError(
+                    f"got {count} steps for the stage at {stage.size}; it has {longest} noise levels at most."
+                )
         levels = aug_level if aug_level is not None else (own.aug_level or DEFAULT_AUG_LEVEL)
         levels = (levels,) * (total - 1) if isinstance(levels, int | float) else tuple(levels)
         if len(levels) != total - 1:
-            raise UserError(f"got {len(levels)} augmentation levels for {total - 1} SR stages; give one, or one for each.")
+            raise UserError(
+                f"got {len(levels)} augmentation levels for {total - 1} SR stages; give one, or one for each."
+            )
         for level in levels:
             if not 0 <= level <= 1:
                 raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
@@ -182,9 +187,15 @@ class Cascade:
         for name, given in (("labels", all_labels), ("seeds", all_seeds), ("low_res", low_res)):
             if given is not None and len(given) != count:
                 raise UserError(f"got {len(given)} {name} for {count} images; expected one for each.")
-        if all_labels is not None and count and not 0 <= int(all_labels.min()) <= int(all_labels.max()) <= self.config.num_classes:
-            raise UserError(f"got labels from {int(all_labels.min())} to {int(all_labels.max())}; expected 0 to {self.config.num_classes - 1}.")
-        parts: list[tuple[Image, ...]] = []
+        if (
+            all_labels is not None
+            and count
+            and not 0 <= int(all_labels.min()) <= int(all_labels.max()) <= self.config.num_classes
+        ):
+            raise UserError(
+                f"got labels from {int(all_labels.min())} to {int(all_labels.max())}; expected 0 to {self.config.num_classes - 1}."
+            )
+        parts: list[tuple[StageImage, ...]] = []
         evaluations: tuple[int, ...] = ()
         saved: tuple[int, ...] = ()
         for begin in range(0, count, batch_size):
@@ -201,7 +212,7 @@ class Cascade:
 
     def _sample_chunk(
         self, chunk: _Chunk, settings: SamplingConfig, last: int, progress: Progress | None
-    ) -> tuple[tuple[Image, ...], tuple[int, ...], tuple[int, ...]]:
+    ) -> tuple[tuple[StageImage, ...], tuple[int, ...], tuple[int, ...]]:
         images: list[Image] = []
         evaluations: list[int] = []
         saved: list[int] = []
