@@ -94,7 +94,7 @@ def demo(facts: Facts) -> CascadeConfig:
     stages = []
     for index in range(len(facts.sizes)):
         net = _net(facts, index, 32, (1, 2, 2) if index == 0 else (1, 2), (8,) if index == 0 else ())
-        optim = OptimConfig(batch_size=64, lr=2e-3 if index == 0 else 1e-3, cost_share=0.75 if index == 0 else 0.25)
+        optim = OptimConfig(batch_size=32, lr=1.5e-3, warmup_images=1000, cost_share=0.75 if index == 0 else 0.25)
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
         recipe="demo", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
