@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-_Text = arg(metavar="TEXT")
-_Number = arg(metavar="N")
+
+def _default(shown: str) -> str:
+    """The default in the help text, where it tells something."""
+    return "" if shown in ("None", "False", "''", "") else f"(default: {shown})"
+
+
+def _may(metavar: str | None = None, **options: Any) -> Any:
+    """An option that may be left out."""
+    return arg(metavar=metavar, help_behavior_hint=_default, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,40 +27,41 @@ class Train:
     """Folder or zip of class folders (or of plain images), or builtin:letters."""
     out: Annotated[str, arg(metavar="RUN")]
     """Run folder to make or go on with."""
-    recipe: Annotated[str, arg(metavar="NAME")] = "small"
+    recipe: Annotated[str, _may("NAME")] = "small"
     """small, demo, cdm-imagenet-64, cdm-imagenet-128 or cdm-imagenet-256."""
-    minutes: Annotated[float | None, arg(metavar="M")] = None
-    """Budget in all, for all stages (default 60)."""
-    images: Annotated[int | None, _Number] = None
+    minutes: Annotated[float | None, _may("M")] = None
+    """Budget in all, for all stages (default: 60)."""
+    images: Annotated[int | None, _may("N")] = None
     """Budget in images seen per stage, instead of minutes."""
-    sizes: Annotated[str | None, arg(metavar="A,B,..")] = None
+    sizes: Annotated[str | None, _may("A,B,..")] = None
     """Stage sizes from the base up, as 16,64 (default: from the data)."""
-    stage: Annotated[int | None, arg(metavar="K")] = None
+    stage: Annotated[int | None, _may("K")] = None
     """Train this stage alone; 0 is the base."""
-    val: Annotated[str | None, arg(metavar="DATA")] = None
+    val: Annotated[str | None, _may("DATA")] = None
     """Images to validate on (default: a held-out share)."""
-    val_fraction: Annotated[float, arg(metavar="F")] = 0.05
+    val_fraction: Annotated[float, _may("F")] = 0.05
     """Held-out share, chosen by file name."""
-    channels: Annotated[int, _Number] = 3
+    channels: Annotated[int, _may("N")] = 3
     """3 colour, 1 grey (16 bits are kept), or more (.npy)."""
-    flip: bool = False
+    flip: Annotated[bool, _may()] = False
     """Mirror half of the images (not for letters)."""
-    balanced: bool = False
+    balanced: Annotated[bool, _may()] = False
     """Show every class equally often."""
-    seed: Annotated[int, _Number] = 0
-    device: Annotated[str | None, arg(metavar="NAME")] = None
+    seed: Annotated[int, _may("N")] = 0
+    """Seed of weights, order and noise."""
+    device: Annotated[str | None, _may("NAME")] = None
     """cpu, cuda, cuda:1, mps (default: the best there is)."""
-    precision: Annotated[str, arg(metavar="NAME")] = "auto"
+    precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
-    threads: Annotated[int | None, _Number] = None
+    threads: Annotated[int | None, _may("N")] = None
     """CPU threads (default: all cores)."""
-    keep: Annotated[int, _Number] = 2
+    keep: Annotated[int, _may("N")] = 2
     """Checkpoints and EMA snapshots kept."""
-    checkpoint_images: Annotated[int | None, _Number] = None
+    checkpoint_images: Annotated[int | None, _may("N")] = None
     """Images between checkpoints (default: about a minute)."""
-    allow_changed_data: bool = False
+    allow_changed_data: Annotated[bool, _may()] = False
     """Resume although the data has changed."""
-    dry_run: bool = False
+    dry_run: Annotated[bool, _may()] = False
     """Print stages, parameters, FLOPs, memory and time, and stop."""
 
 
@@ -61,35 +69,41 @@ class Train:
 class Sample:
     """Sample images from a trained cascade."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    run: Annotated[Positional[str], _may("RUN")] = ""
     """Run folder (not needed with --again)."""
-    class_names: Annotated[UseAppendAction[tuple[str, ...]], arg(name="class", metavar="NAME")] = ()
+    class_names: Annotated[UseAppendAction[tuple[str, ...]], _may("NAME", name="class")] = ()
     """Class by name; may be repeated (default: every class)."""
-    num: Annotated[int, arg(name="num", aliases=("-n",), metavar="N")] = 4
+    num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 4
     """Images per class."""
-    seed: Annotated[int, _Number] = 0
-    steps: Annotated[str | None, arg(metavar="A,B,..")] = None
-    """Steps per stage from the base up (default 32,16,16)."""
-    sampler: Annotated[str | None, arg(metavar="NAME")] = None
-    """dpmpp, ddim, ddpm or ddpm_large."""
-    aug_level: Annotated[str | None, arg(metavar="S[,S]")] = None
-    """Augmentation level in 0..1: one, or one per SR stage (default 0.2)."""
-    hand_over: Annotated[str | None, arg(metavar="HOW")] = None
-    """non_truncated or truncated."""
-    stage: Annotated[int | None, arg(metavar="K")] = None
+    seed: Annotated[int, _may("N")] = 0
+    """The same seed gives the same images."""
+    steps: Annotated[str | None, _may("A,B,..")] = None
+    """Steps per stage from the base up (default: the run's, else 32,16,16)."""
+    sampler: Annotated[str | None, _may("NAME")] = None
+    """dpmpp, ddim, ddpm or ddpm_large (default: the run's, else dpmpp)."""
+    aug_level: Annotated[str | None, _may("S[,S]")] = None
+    """Augmentation level in 0..1: one, or one per SR stage (default: the run's,
+    else 0.2)."""
+    hand_over: Annotated[str | None, _may("HOW")] = None
+    """non_truncated or truncated (default: the run's, else non_truncated)."""
+    stage: Annotated[int | None, _may("K")] = None
     """Stop after this stage; 0 is the base."""
-    weights: Annotated[str, arg(metavar="NAME")] = "ema"
+    weights: Annotated[str, _may("NAME")] = "ema"
     """ema, raw, or an EMA profile such as 0.100."""
-    out: Annotated[str | None, arg(metavar="DIR")] = None
-    """Where to write (default RUN/samples)."""
-    force: bool = False
+    out: Annotated[str | None, _may("DIR")] = None
+    """Where to write (default: RUN/samples; with --again beside FILE)."""
+    force: Annotated[bool, _may()] = False
     """Overwrite files that are there."""
-    again: Annotated[str | None, arg(metavar="FILE.png")] = None
+    again: Annotated[str | None, _may("FILE.png")] = None
     """Remake this image from what is stored in it."""
-    batch_size: Annotated[int, _Number] = 64
-    device: Annotated[str | None, arg(metavar="NAME")] = None
-    precision: Annotated[str, arg(metavar="NAME")] = "auto"
-    threads: Annotated[int | None, _Number] = None
+    batch_size: Annotated[int, _may("N")] = 64
+    """Images at once; fewer need less memory."""
+    device: Annotated[str | None, _may("NAME")] = None
+    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    precision: Annotated[str, _may("NAME")] = "auto"
+    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    threads: Annotated[int | None, _may("N")] = None
+    """CPU threads (default: all cores)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +111,27 @@ class Upscale:
     """Run the SR stages on your own small images."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE")]
+    """Run folder of a trained cascade."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE", help_behavior_hint="(one or more)")]
     """Image files; resized to the base's size where they differ."""
-    class_name: Annotated[str | None, arg(name="class", metavar="NAME")] = None
+    class_name: Annotated[str | None, _may("NAME", name="class")] = None
     """Class of the images, if known."""
-    seed: Annotated[int, _Number] = 0
-    steps: Annotated[str | None, arg(metavar="A,B,..")] = None
+    seed: Annotated[int, _may("N")] = 0
+    """The same seed gives the same images."""
+    steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per SR stage."""
-    aug_level: Annotated[str | None, arg(metavar="S[,S]")] = None
+    aug_level: Annotated[str | None, _may("S[,S]")] = None
     """Augmentation level in 0..1: one, or one per SR stage."""
-    out: Annotated[str | None, arg(metavar="DIR")] = None
-    """Where to write (default RUN/upscaled)."""
-    force: bool = False
+    out: Annotated[str | None, _may("DIR")] = None
+    """Where to write (default: RUN/upscaled)."""
+    force: Annotated[bool, _may()] = False
     """Overwrite files that are there."""
-    device: Annotated[str | None, arg(metavar="NAME")] = None
-    precision: Annotated[str, arg(metavar="NAME")] = "auto"
-    threads: Annotated[int | None, _Number] = None
+    device: Annotated[str | None, _may("NAME")] = None
+    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    precision: Annotated[str, _may("NAME")] = "auto"
+    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    threads: Annotated[int | None, _may("N")] = None
+    """CPU threads (default: all cores)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +139,15 @@ class Info:
     """Tell what is in a run folder."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    bits_per_dim: Annotated[str | None, arg(metavar="DATA")] = None
+    """Run folder."""
+    bits_per_dim: Annotated[str | None, _may("DATA")] = None
     """Variational bound on these images, per stage (table schedules)."""
-    num: Annotated[int, arg(name="num", aliases=("-n",), metavar="N")] = 64
+    num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 64
     """Images for the bound."""
-    device: Annotated[str | None, arg(metavar="NAME")] = None
-    precision: Annotated[str, arg(metavar="NAME")] = "auto"
+    device: Annotated[str | None, _may("NAME")] = None
+    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    precision: Annotated[str, _may("NAME")] = "auto"
+    """auto (bf16 where it is fast), fp32, bf16, fp16."""
 
 
 Command = (
