@@ -10,6 +10,7 @@ from rich.table import Table
 from cdm.artifacts import load_tensors, weights_hash
 from cdm.cascade import load_config
 from cdm.cli.options import Info
+from cdm.cli.say import say
 from cdm.config import CascadeConfig, StageConfig
 from cdm.nn.flops import count_flops, count_parameters
 
@@ -17,47 +18,52 @@ from cdm.nn.flops import count_flops, count_parameters
 def run_info(options: Info) -> None:
     run = Path(options.run)
     config = load_config(run)
-    console = Console()
     classes = ", ".join(config.class_names[:12]) + (", ..." if config.num_classes > 12 else "")
-    console.print(f"{run}: recipe {config.recipe}, seed {config.seed}, {config.num_classes or 'no'} classes"
-                  + (f": {classes}" if classes else ""), markup=False, highlight=False)  # fmt: skip
-    console.print(_table(run, config))
+    say(
+        f"{run}: {' -> '.join(map(str, config.sizes))} pixels, recipe {config.recipe}, seed {config.seed}, "
+        + (f"{config.num_classes} classes: {classes}" if classes else "no classes")
+    )
+    Console().print(_table(run, config))
     sampling = config.sampling
-    console.print(
-        f"sampling by default: {sampling.sampler}, steps {list(sampling.steps) or 'default'}, "
-        f"augmentation level {list(sampling.aug_level) or 'default 0.2'}, {sampling.hand_over}",
-        markup=False, highlight=False,
-    )  # fmt: skip
+    say(
+        f"sampling by default: {sampling.sampler}, steps {_listed(sampling.steps, '32 and then 16')}, "
+        f"augmentation level {_listed(sampling.aug_level, '0.2')}, hand-over {sampling.hand_over}"
+    )
     if options.bits_per_dim is not None:
-        from cdm.pipeline.bits import bits_per_dim  # imports torch's heavier half and the data readers
+        from cdm.pipeline.bits import bits_per_dim  # imports the data readers
 
         for line in bits_per_dim(run, options.bits_per_dim, options.num, options.device, options.precision):
-            console.print(line, markup=False, highlight=False)
+            say(line)
 
 
 def _table(run: Path, config: CascadeConfig) -> Table:
-    table = Table()
-    for title in ("stage", "predicts", "schedule", "augmentation", "parameters", "GFLOPs", "images seen", "EMA weights"):
-        table.add_column(title)
-    for index, stage in enumerate(config.stages):
-        seen, digest = _weights(run / f"{index}-{stage.size}")
-        table.add_row(
-            f"{index}-{stage.size}", _prediction(stage), stage.schedule.kind, _augmentation(stage),
-            f"{count_parameters(stage.net) / 1e6:.2f} M", f"{count_flops(stage.net, stage.size) / 1e9:.2f}", seen, digest,
-        )  # fmt: skip
+    """A column for each stage, so that it fits a narrow screen."""
+    columns = {f"{k}-{stage.size}": _facts(run / f"{k}-{stage.size}", stage) for k, stage in enumerate(config.stages)}
+    table = Table("stage", *columns)
+    for fact in next(iter(columns.values())):
+        table.add_row(fact, *(facts[fact] for facts in columns.values()))
     return table
 
 
-def _prediction(stage: StageConfig) -> str:
-    return stage.prediction + (" + variance" if stage.variance == "learned" else "")
+def _facts(folder: Path, stage: StageConfig) -> dict[str, str]:
+    seen, digest = _weights(folder)
+    return {
+        "trained on": seen,
+        "EMA weights": digest,
+        "parameters": f"{count_parameters(stage.net) / 1e6:.2f} M",
+        "GFLOPs per step": f"{count_flops(stage.net, stage.size) / 1e9:.2f}",
+        "predicts": stage.prediction + (" and variance" if stage.variance == "learned" else ""),
+        "schedule": stage.schedule.kind,
+        "augmentation": _augmentation(stage),
+    }
 
 
 def _augmentation(stage: StageConfig) -> str:
     own = stage.augmentation
     if own.kind == "gaussian":
-        return f"gaussian, s in {own.level_min:g}..{own.level_max:g}"
+        return f"gaussian, {own.level_min:g} to {own.level_max:g}"
     if own.kind == "blur":
-        return f"blur, sigma {own.blur_min:g}..{own.blur_max:g}"
+        return f"blur, sigma {own.blur_min:g} to {own.blur_max:g}"
     return "none"
 
 
@@ -65,6 +71,10 @@ def _weights(folder: Path) -> tuple[str, str]:
     """Images seen and hash of the stage's EMA weights, or that it is not trained."""
     found = sorted(folder.glob("ema-*.safetensors")) or sorted(folder.glob("model.safetensors"))
     if not found:
-        return "not trained", "-"
+        return "nothing yet", "-"
     tensors, meta = load_tensors(found[0])
-    return f"{meta.get('images_seen', 0):,}", weights_hash(tensors)
+    return f"{meta.get('images_seen', 0):,} images", weights_hash(tensors)
+
+
+def _listed(values: tuple[float, ...], default: str) -> str:
+    return ", ".join(f"{value:g}" for value in values) or default
