@@ -50,7 +50,7 @@ class Train:
     seed: Annotated[int, _may("N")] = 0
     """Seed of weights, order and noise."""
     device: Annotated[str | None, _may("NAME")] = None
-    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
@@ -99,7 +99,7 @@ class Sample:
     batch_size: Annotated[int, _may("N")] = 64
     """Images at once; fewer need less memory."""
     device: Annotated[str | None, _may("NAME")] = None
-    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
@@ -127,7 +127,7 @@ class Upscale:
     force: Annotated[bool, _may()] = False
     """Overwrite files that are there."""
     device: Annotated[str | None, _may("NAME")] = None
-    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
@@ -145,7 +145,7 @@ class Info:
     num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 64
     """Images for the bound."""
     device: Annotated[str | None, _may("NAME")] = None
-    """cpu, cuda, cuda:1, mps (default: the best there is)."""
+    """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from cdm.artifacts import make_folder
 from cdm.cascade import Cascade, image_seed, load_config
 from cdm.cli.options import Sample
 from cdm.cli.progress import sampling_progress
@@ -12,8 +14,8 @@ from cdm.data.pixels import to_images
 from cdm.data.save import read_png_info, save_png
 from cdm.errors import UserError
 from cdm.pipeline.sample_run import (
-    Ask,
     check_free,
+    difference,
     find_class,
     parse_numbers,
     plan_asks,
@@ -34,22 +36,24 @@ def run_sample(options: Sample) -> None:
     cascade = Cascade.load(
         options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
     )
-    levels = parse_numbers(options.aug_level, float, "aug-level")
+    levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
     settings = cascade.settings(
-        steps=parse_numbers(options.steps, int, "steps"),
+        steps=parse_numbers(options.steps, int, "steps", "32,16"),
         sampler=options.sampler,
         aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,
         hand_over=options.hand_over,
     )
     asks = plan_asks(cascade, options.class_names, options.num)
     out = Path(options.out) if options.out else Path(options.run) / "samples"
-    with sampling_progress(cascade, len(asks), options.batch_size, settings, last) as progress:
-        sample_to_files(
-            cascade, asks, run=options.run, seed=options.seed, settings=settings, stop_after=last, out=out,
-            force=options.force, batch_size=options.batch_size, weights=options.weights, progress=progress, say=say,
-        )  # fmt: skip
-    if asks and (out / "grid.png").exists():
-        say(f"remake one of them: cdm sample --again {next(out.rglob('*-seed*.png'))}")
+    try:
+        with sampling_progress(cascade, len(asks), options.batch_size, settings, last) as progress:
+            paths = sample_to_files(
+                cascade, asks, run=options.run, seed=options.seed, settings=settings, stop_after=last, out=out,
+                force=options.force, batch_size=options.batch_size, weights=options.weights, progress=progress, say=say,
+            )  # fmt: skip
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"interrupted; the images made so far are in {out}.") from stopped
+    say(f"remake one of them: cdm sample --again {paths[0]}")
 
 
 def _last_stage(run: str, stage: int | None) -> int:
@@ -63,22 +67,45 @@ def _last_stage(run: str, stage: int | None) -> int:
 
 def _again(options: Sample, path: str) -> None:
     """Remake one image from what its file tells; with RUN given, from that folder."""
+    _refuse_settings(options)
     made = read_made(path)
     run = options.run or made.run
+    if not options.run and not Path(run).exists():
+        raise UserError(
+            f"{path} was made from {run}, which is not there; expected its run folder: name it, as "
+            f"cdm sample RUN --again {path}."
+        )
+    precision = made.precision if options.precision == "auto" else options.precision
     cascade = Cascade.load(
-        run, weights=made.weights, device=options.device, precision=options.precision, stages=range(made.stage + 1)
+        run, weights=made.weights, device=options.device, precision=precision, stages=range(made.stage + 1)
     )
     if cascade.hash != made.weights_hash:
         raise UserError(
             f"{path} was made with the weights {made.weights_hash}, {run} holds {cascade.hash} now; "
             "expected the same: name the run folder that still has them, as cdm sample RUN --again FILE."
         )
-    label = None if made.ask_class is None else find_class(made.ask_class, cascade.class_names)
-    out = Path(options.out) if options.out else Path(path).with_name(f"{Path(path).stem}-again.png")
+    out = Path(options.out) if options.out else Path(path)
+    if not options.out or out.is_dir():
+        out = (out if options.out else out.parent) / f"{Path(path).stem}-again{Path(path).suffix}"
     if not options.force:
         check_free([out])
-    ask = Ask(label, made.index)
-    labels = None if ask.label is None else [ask.label]
-    sampled = cascade.sample(labels, [image_seed(made.seed, ask.index)], settings=made.settings, stop_after=made.stage)
-    save_png(out, to_images(sampled.images[-1], cascade.config.data.window)[0], read_png_info(path))
-    say(f"remade in {out}")
+    make_folder(out.parent)
+    labels = None if made.ask_class is None else [find_class(made.ask_class, cascade.class_names)]
+    sampled = cascade.sample(labels, [image_seed(made.seed, made.index)], settings=made.settings, stop_after=made.stage)
+    image = to_images(sampled.images[-1], cascade.config.data.window)[0]
+    save_png(out, image, read_png_info(path))
+    off = difference(path, image)
+    like = f"up to {off} intensity steps off: another machine, device or batch size rounds otherwise"
+    say(f"remade in {out}, {like if off else 'equal in every pixel'}")
+
+
+def _refuse_settings(options: Sample) -> None:
+    """What the file itself tells must not be given beside ``--again``."""
+    told = ("class_names", "num", "seed", "steps", "sampler", "aug_level", "hand_over", "stage", "weights")
+    for field in dataclasses.fields(Sample):
+        if field.name in told and getattr(options, field.name) != field.default:
+            flag = "class" if field.name == "class_names" else field.name.replace("_", "-")
+            raise UserError(
+                f"got --{flag} beside --again; expected none of what the file tells itself: leave --{flag} out, "
+                "or sample a new image without --again."
+            )

@@ -19,8 +19,8 @@ def run_upscale(options: Upscale) -> None:
     count = len(cascade.stages)
     if count < 2:
         raise UserError(f"{options.run} has no SR stage; expected a cascade of at least 2 stages.")
-    own = parse_numbers(options.steps, int, "steps")
-    levels = parse_numbers(options.aug_level, float, "aug-level")
+    own = parse_numbers(options.steps, int, "steps", "16")
+    levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
     settings = cascade.settings(
         steps=None if own is None else [1, *own],
         aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,

@@ -20,6 +20,11 @@ from cdm.errors import UserError
 KEY = "cdm"  # keyword of the PNG text chunk
 
 
+def suffix_for(channels: int, bits: int) -> str:
+    """``.png`` for what PNG holds: 1, 3 (RGB) and 4 (RGBA) channels of 8 bits, and 1 of 16 bits; else ``.npy``."""
+    return ".png" if channels == 1 or (bits == 8 and channels in (3, 4)) else ".npy"
+
+
 def save_png(
     path: str | Path, image: UInt8[Tensor, "c h w"] | UInt16[Tensor, "c h w"], info: Mapping[str, Any]
 ) -> Path:
@@ -27,8 +32,8 @@ def save_png(
 
     Args:
         path: of the PNG; its folder must exist.
-        image: uint8 or uint16. PNG holds 1, 3 (RGB) and 4 (RGBA) channels of 8 bits and 1 of 16 bits; anything else
-            becomes a NumPy array ``.npy`` ``[H, W, C]`` with ``info`` beside it in a ``.json``.
+        image: uint8 or uint16. What PNG cannot hold (``suffix_for``) becomes a NumPy array ``.npy`` ``[H, W, C]`` with
+            ``info`` beside it in a ``.json``.
         info: JSON types: class, seed, index, settings, weights hash.
 
     Returns:
@@ -39,7 +44,7 @@ def save_png(
         raise ValueError(f"save_png needs uint8 or uint16 [C, H, W]; got {array.dtype} {list(array.shape)}.")
     told = json.dumps(info, sort_keys=True)
     buffer = io.BytesIO()
-    if len(array) not in (1, 3, 4) or (array.dtype == np.uint16 and len(array) != 1):
+    if suffix_for(len(array), 8 * array.itemsize) == ".npy":
         np.save(buffer, array.transpose(1, 2, 0), allow_pickle=False)  # [H, W, C], as images are read
         write_atomic(path.with_suffix(".json"), told.encode())
         write_atomic(path.with_suffix(".npy"), buffer.getvalue())

@@ -8,18 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from cdm.artifacts import make_folder, write_atomic
-from cdm.cascade import Cascade, Progress, Samples, image_seed
+from cdm.cascade import Cascade, Progress, image_seed
 from cdm.config import SamplingConfig, from_dict, to_dict
 from cdm.data.decode import area_down, centre_crop_square, decode, to_bit_depth
 from cdm.data.pixels import to_float, to_images
-from cdm.data.save import read_png_info, save_png
+from cdm.data.save import read_png_info, save_png, suffix_for
 from cdm.errors import UserError
 from cdm.evaluate.pictures import class_grid, png_bytes
+from cdm.runtime import precision_name
 from cdm.types import Image
 
 Say = Callable[[str], None]
@@ -43,17 +45,23 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
         raise UserError(f"got class {name!r}, but this cascade was trained without classes: leave --class out.")
     near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
     shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
-    raise UserError(f"unknown class {name!r}; did you mean {near[0]!r}? Expected one of: {shown}.")
+    raise UserError(f"unknown class {name!r}; expected one of {shown}: did you mean {near[0]!r}?")
 
 
-def parse_numbers(text: str | None, kind: type, flag: str) -> list[Any] | None:
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed is {seed}; expected 0 to {2**31 - 1}.")
+
+
+def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list[Any] | None:
     """``"32,16"`` to numbers."""
     if text is None:
         return None
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--{flag} is {text!r}; expected numbers separated by commas, as 32,16.") from error
+        number = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{flag} is {text!r}; expected {number} separated by commas, as {example}.") from error
 
 
 def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[Ask]:
@@ -62,7 +70,7 @@ def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[
     if count < 1:
         raise UserError(f"-n is {count}; expected at least 1.")
     if class_names:
-        labels: list[int | None] = [find_class(name, cascade.class_names) for name in class_names]
+        labels: list[int | None] = [find_class(name, cascade.class_names) for name in dict.fromkeys(class_names)]
     else:
         labels = list(range(len(cascade.class_names))) or [None]
     return [Ask(label, index) for label in labels for index in range(count)]
@@ -71,58 +79,88 @@ def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[
 def file_name(cascade: Cascade, ask: Ask, seed: int) -> str:
     """``A/A-seed0-00003.png``: class folders that ``cdm train`` could read again."""
     name = "image" if ask.label is None else cascade.class_names[ask.label]
-    file = f"{name}-seed{seed}-{ask.index:05d}.png"
+    file = f"{name}-seed{seed}-{ask.index:05d}{suffix_of(cascade)}"
     return file if ask.label is None else f"{name}/{file}"
 
 
+def suffix_of(cascade: Cascade) -> str:
+    data = cascade.config.data
+    return suffix_for(data.channels, 8 if data.window[1] <= 255 else 16)
+
+
 def sample_to_files(
-    cascade: Cascade, asks: Sequence[Ask], *, run: str, seed: int, settings: SamplingConfig, stop_after: int | None,
-    out: Path, force: bool, batch_size: int, weights: str, progress: Progress | None, say: Say,
-) -> Samples:  # fmt: skip
-    """Sample ``asks`` and write one PNG each, and ``grid.png``. Nothing that is there is overwritten without ``force``."""
+    cascade: Cascade, asks: Sequence[Ask], *, run: str, seed: int, settings: SamplingConfig, stop_after: int, out: Path,
+    force: bool, batch_size: int, weights: str, progress: Progress | None, say: Say,
+) -> list[Path]:  # fmt: skip
+    """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Nothing that is there is overwritten
+    without ``force``. Returns the images' paths."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; expected at least 1.")
+    check_seed(seed)
     paths = [out / file_name(cascade, ask, seed) for ask in asks]
     if not force:
-        check_free([*paths, out / "grid.png"])
+        check_free(paths)
     make_folder(out)
-    labels = None if asks[0].label is None else torch.tensor([ask.label for ask in asks])
-    seeds = torch.tensor([image_seed(seed, ask.index) for ask in asks])
-    sampled = cascade.sample(
-        labels, seeds, settings=settings, stop_after=stop_after, batch_size=batch_size, progress=progress
-    )
-    window = cascade.config.data.window
-    images = to_images(sampled.images[-1], window)
-    last = len(cascade.stages) - 1 if stop_after is None else stop_after
-    for path, image, ask in zip(paths, images, asks, strict=True):
-        info = {
-            "made_by": "cdm sample",
-            "run": run,
-            "class": None if ask.label is None else cascade.class_names[ask.label],
-            "seed": seed,
-            "index": ask.index,
-            "stage": last,
-            "settings": to_dict(settings),
-            "weights": weights,
-            "weights_hash": cascade.hash,
-        }
-        make_folder(path.parent)
-        save_png(path, image, info)
-    if len(asks) <= GRID_LIMIT:
-        shown = [to_images(stage_images, window) for stage_images in sampled.images]
-        write_atomic(out / "grid.png", png_bytes(class_grid(shown, labels, cascade.class_names, window)))
+    told = {
+        "made_by": "cdm sample",
+        "run": run,
+        "seed": seed,
+        "stage": stop_after,
+        "settings": to_dict(settings),
+        "weights": weights,
+        "weights_hash": cascade.hash,
+        "precision": precision_name(cascade.stages[0].denoiser.dtype),
+    }
+    shown: list[list[Tensor]] = []
+    sampled = None
+    for begin in range(0, len(asks), batch_size):
+        chunk = asks[begin : begin + batch_size]
+        sampled = cascade.sample(
+            None if chunk[0].label is None else [ask.label for ask in chunk if ask.label is not None],
+            [image_seed(seed, ask.index) for ask in chunk],
+            settings=settings, stop_after=stop_after, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        images = [to_images(x, cascade.config.data.window) for x in sampled.images]
+        for path, image, ask in zip(paths[begin:], images[-1], chunk, strict=False):
+            make_folder(path.parent)
+            named = None if ask.label is None else cascade.class_names[ask.label]
+            save_png(path, image, told | {"class": named, "index": ask.index})
+        shown.append(images)
+    assert sampled is not None
     saved = sum(sampled.saved_evaluations)
     say(
-        f"{len(asks)} images in {out}"
-        + (f", all on one sheet in {out / 'grid.png'}" if len(asks) <= GRID_LIMIT else "")
+        f"{counted(len(asks), 'image')} in {out}"
+        + (f", all on one sheet in {_save_sheet(cascade, asks, shown, out, force)}" if len(asks) <= GRID_LIMIT else "")
         + f"; {'+'.join(map(str, sampled.evaluations))} network evaluations each"
         + (f", {saved} spared by stopping early" if saved else "")
     )
-    return sampled
+    return paths
+
+
+def _save_sheet(cascade: Cascade, asks: Sequence[Ask], shown: list[list[Tensor]], out: Path, force: bool) -> Path:
+    """All images of this call on one sheet, low-res beside high-res: ``grid.png``, or the next free name."""
+    path, number = out / "grid.png", 1
+    while path.exists() and not force:
+        number += 1
+        path = out / f"grid-{number}.png"
+    labels = torch.tensor([-1 if ask.label is None else ask.label for ask in asks])
+    stages = [torch.cat(parts) for parts in zip(*shown, strict=True)]
+    sheet = class_grid(
+        stages, None if asks[0].label is None else labels, cascade.class_names, cascade.config.data.window
+    )
+    write_atomic(path, png_bytes(sheet))
+    return path
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def check_free(paths: Sequence[Path]) -> None:
     there = [path for path in paths if path.exists()]
     if there:
-        raise UserError(f"{there[0]} exists already ({len(there)} such files); use --force to overwrite, or another --out or --seed.")
+        more = f" (and {len(there) - 1} more of these)" if len(there) > 1 else ""
+        raise UserError(f"{there[0]} exists already{more}; use --force to overwrite, or another --out or --seed.")
 
 
 @dataclass(frozen=True)
@@ -137,24 +175,40 @@ class Made:
     settings: SamplingConfig
     weights: str
     weights_hash: str
+    precision: str
 
 
 def read_made(path: str) -> Made:
     """What ``cdm sample --again`` needs. Raises ``UserError`` for a file that ``cdm sample`` did not write."""
     info = read_png_info(path)
+    if info.get("made_by") != "cdm sample":
+        raise UserError(
+            f"{path} was made by {info.get('made_by', 'something else')!r}; expected an image that `cdm sample` made: "
+            "give the command that made it once more."
+        )
     try:
         settings = from_dict(SamplingConfig, info["settings"], f"settings in {path}")
         return Made(
             info["run"], info["class"], info["seed"], info["index"], info["stage"], settings, info["weights"],
-            info["weights_hash"],
+            info["weights_hash"], info["precision"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not tell how it was made ({error}); expected a file written by `cdm sample`.") from error
+        raise UserError(
+            f"{path} does not tell its {error}; expected an image as `cdm sample` saved it: use the original file."
+        ) from error
+
+
+def difference(path: str, image: Tensor) -> int:
+    """Largest difference of stored intensities between the file and ``image``, uint8 or uint16 ``[C, H, W]``."""
+    pixels = decode(Path(path).read_bytes(), len(image)).transpose(2, 0, 1).astype(np.int64)
+    return int(np.abs(pixels - image.numpy().astype(np.int64)).max())
 
 
 def read_small_images(cascade: Cascade, paths: Sequence[str], say: Say) -> Image:
-    """Images for ``cdm upscale`` at the base's size, float32 ``[N, C, s, s]``; a size that differs is resized and said."""
+    """Images for ``cdm upscale`` at the base's size, float32 ``[N, C, s, s]``; what is cropped or resized is said."""
     config, size = cascade.config, cascade.config.sizes[0]
+    if not paths:
+        raise UserError("no image given; expected cdm upscale RUN IMAGE, with one image or more.")
     out = []
     for name in paths:
         try:
@@ -163,15 +217,17 @@ def read_small_images(cascade: Cascade, paths: Sequence[str], say: Say) -> Image
             raise UserError(f"cannot read {name}: {error.strerror}; expected an image file.") from error
         except UserError as error:
             raise UserError(f"{name} cannot be used: {error}; expected an image file.") from error
+        height, width = pixels.shape[:2]
         pixels = to_bit_depth(centre_crop_square(pixels), config.data.bit_depth)
-        height = pixels.shape[0]
+        side = pixels.shape[0]
         x = to_float(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], config.data.window)
-        if height > size:
+        if side > size:
             x = to_float(torch.from_numpy(area_down(pixels, size).copy()).permute(2, 0, 1)[None], config.data.window)
-        elif height < size:
+        elif side < size:
             x = torch.nn.functional.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-        if height != size:
-            say(f"{name}: {height} pixels, resized to {size}, where this cascade's SR stages begin")
+        if (height, width) != (size, size):
+            how = "resized" if height == width else "cropped" if side == size else "cropped and resized"
+            say(f"{name}: {width}x{height} pixels, {how} to {size}x{size}, where this cascade's SR stages begin")
         out.append(x)
     return torch.cat(out)
 
@@ -185,18 +241,21 @@ def upscale_to_files(
     force: bool, progress: Progress | None, say: Say,
 ) -> None:  # fmt: skip
     """Run the SR stages on ``paths`` and write ``NAME-upscaled.png`` for each."""
-    targets = [out / f"{Path(name).stem}-upscaled.png" for name in paths]
+    targets = [out / f"{Path(name).stem}-upscaled{suffix_of(cascade)}" for name in paths]
     if len(set(targets)) < len(targets):
-        raise UserError("two of the images have the same name; expected different ones: upscale them into two --out folders.")
+        raise UserError(
+            "two of the images have the same name; expected different ones: upscale them into two --out folders."
+        )
     if not force:
         check_free(targets)
+    check_seed(seed)
     low_res = read_small_images(cascade, paths, say)
-    labels = None
-    if cascade.class_names:
-        labels = torch.full((len(paths),), cascade.config.num_classes if label is None else label)
-    sampled = cascade.sample(labels, seeds_for(len(paths), seed), settings=settings, low_res=low_res, progress=progress)
     make_folder(out)
-    for index, (path, image) in enumerate(zip(targets, to_images(sampled.images[-1], cascade.config.data.window), strict=True)):
+    labels = None if label is None else [label] * len(paths)
+    sampled = cascade.sample(labels, seeds_for(len(paths), seed), settings=settings, low_res=low_res, progress=progress)
+    for index, (path, image) in enumerate(
+        zip(targets, to_images(sampled.images[-1], cascade.config.data.window), strict=True)
+    ):
         info = {
             "made_by": "cdm upscale",
             "seed": seed,
@@ -206,4 +265,4 @@ def upscale_to_files(
             "weights_hash": cascade.hash,
         }
         save_png(path, image, info)
-    say(f"{len(paths)} images at {cascade.config.sizes[-1]} pixels in {out}")
+    say(f"{counted(len(paths), 'image')} at {cascade.config.sizes[-1]} pixels in {out}")
