@@ -228,8 +228,8 @@ def judge_run(
         pupil = train_classifier(generated, labels, epochs=EPOCHS * meta["images"] // len(labels), seed=seed)
         real_small = ((at_judge_size(to_float(real)) + 1) * 127.5).round().to(torch.uint8)
         results["trained_on_generated"] = {"images": len(labels), "accuracy": accuracy(pupil, real_small, real_labels)}
-    write_atomic(out, json.dumps(results, indent=2).encode() + b"\n")
     print(json.dumps({key: value for key, value in results.items() if key != "per_class"}, indent=2))
+    write_atomic(out, json.dumps(results, indent=2).encode() + b"\n")
 
 
 def per_class(read: Tensor, asked: Tensor, class_names: Sequence[str]) -> dict[str, float]:
