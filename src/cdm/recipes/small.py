@@ -50,6 +50,7 @@ def _net(
         multipliers=multipliers,
         num_blocks=1,
         patch=patch,
+        resample="strided",
         attention=attention,
         num_labels=len(facts.class_names) + 1 if facts.class_names else 0,
         has_aug_level=index > 0,
@@ -70,7 +71,7 @@ def small(facts: Facts) -> CascadeConfig:
             net = _net(facts, index, 32, (2, 3, 3), (8,), patch=_patch(size, 16))
             optim = OptimConfig(batch_size=32, lr=1.2e-3, cost_share=0.62)
         else:
-            net = _net(facts, index, 32, (1, 2), (), patch=_patch(size, 32))
+            net = _net(facts, index, 32, (1, 2, 2), (), patch=_patch(size, 32))
             optim = OptimConfig(batch_size=32, lr=1.2e-3, cost_share=0.38 / (len(facts.sizes) - 1))
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
