@@ -30,6 +30,8 @@ from cdm.types import Cond, Image, Labels
 DEFAULT_STEPS = (32, 16)
 """Network evaluations of the base, and of each SR stage."""
 DEFAULT_AUG_LEVEL = 0.2
+MAX_STEPS = 100_000
+"""Where a stage's noise levels are continuous; a table has its own number."""
 
 StageImage = Float[Tensor, "b c _ _"]
 """A batch of images of one stage among those of others, of another size."""
@@ -40,6 +42,8 @@ Progress = Callable[[int, int, int, Image], None]
 
 def image_seed(seed: int, index: int) -> int:
     """The one number that names an image's random stream: image ``index`` of ``--seed seed``."""
+    if not 0 <= seed < 1 << 31:
+        raise UserError(f"got seed {seed}; expected 0 to {(1 << 31) - 1}.")
     return (seed << 32) + index
 
 
@@ -47,7 +51,8 @@ def image_seed(seed: int, index: int) -> int:
 class Samples:
     """What ``Cascade.sample`` gives.
 
-    images: float32 ``[B, C, H, W]`` in [-1, 1] of every stage that ran, quantised as saved files are.
+    images: float32 ``[B, C, H, W]`` in [-1, 1] of every stage that ran, quantised as saved files are; of a
+        truncated one, its last estimate of the clean image.
     labels: int64 ``[B]`` or None. seeds: int64 ``[B]``.
     evaluations: network evaluations per stage and image. saved_evaluations: those that truncation spared.
     """
@@ -113,32 +118,6 @@ class Cascade:
         """The run's sampling defaults with what is given put over them, one entry per stage; wrong ones are
         ``UserError``."""
         own = self.config.sampling
-        total = len(self.config.stages)
-        default_steps = own.steps or (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (total - 1)
-        given_steps = tuple(steps) if steps is not None else default_steps
-        if len(given_steps) > total or not given_steps:
-            raise UserError(
-                f"got {len(given_steps)} numbers of steps for {total} stages; expected one per stage from the base up, "
-                f"as {','.join(map(str, default_steps))}."
-            )
-        given_steps += default_steps[len(given_steps) :]
-        if min(given_steps) < 1:
-            raise UserError(f"got {min(given_steps)} steps; expected at least 1 for each stage.")
-        for stage, count in zip(self.config.stages, given_steps, strict=True):
-            longest = stage.schedule.num_timesteps if stage.schedule.kind.endswith("_table") else 100_000
-            if count > longest:
-                raise UserError(
-                    f"got {count} steps for the stage at {stage.size}; it has {longest} noise levels at most."
-                )
-        levels = aug_level if aug_level is not None else (own.aug_level or DEFAULT_AUG_LEVEL)
-        levels = (levels,) * (total - 1) if isinstance(levels, int | float) else tuple(levels)
-        if len(levels) != total - 1:
-            raise UserError(
-                f"got {len(levels)} augmentation levels for {total - 1} SR stages; give one, or one for each."
-            )
-        for level in levels:
-            if not 0 <= level <= 1:
-                raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
         name = sampler or own.sampler
         if name not in SAMPLERS:
             raise UserError(f"unknown sampler {name!r}; expected one of {', '.join(SAMPLERS)}.")
@@ -147,8 +126,8 @@ class Cascade:
             raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
         return SamplingConfig(
             sampler=name,  # type: ignore[arg-type]
-            steps=given_steps,
-            aug_level=tuple(float(level) for level in levels),
+            steps=_steps(self.config, steps),
+            aug_level=_aug_levels(self.config, aug_level),
             hand_over=hand,  # type: ignore[arg-type]
             clip=own.clip if clip is None else clip,
         )
@@ -176,85 +155,96 @@ class Cascade:
         stop_after: the last stage to run; None: all.
         low_res: clean images ``[B, C, h, w]`` in [-1, 1] at the base's resolution, put in place of the base's own (the
             SR stages run on them).
+
+        Raises:
+            UserError: anything that cannot work; found before the first network evaluation.
         """
         settings = settings or self.settings(**options)  # type: ignore[arg-type]
         last = len(self.stages) - 1 if stop_after is None else stop_after
         if not 0 <= last < len(self.stages):
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
-        count = num_images or next((len(x) for x in (labels, seeds, low_res) if x is not None), 1)
-        all_labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        all_seeds = torch.arange(count) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64)
-        for name, given in (("labels", all_labels), ("seeds", all_seeds), ("low_res", low_res)):
+        given = [len(x) for x in (labels, seeds, low_res) if x is not None]
+        count = num_images if num_images is not None else (given or [1])[0]
+        everything = _Chunk(
+            labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
+            seeds=torch.arange(count) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64),
+            low_res=low_res,
+        )
+        self._check(everything, count)
+        running = self.stages[0 if low_res is None else 1 : last + 1]
+        for stage in running:
+            stage.check_labels(everything.labels, count)
+        stops = {stage.index: self._truncation(stage, settings) for stage in running[:-1]}
+        parts = []
+        for begin in range(0, count, batch_size):
+            chunk = everything.rows(slice(begin, begin + batch_size), self.device)
+            parts.append(self._sample_chunk(chunk, running, settings, stops, progress))
+        images = tuple(torch.cat(stage_images) for stage_images in zip(*(part[0] for part in parts), strict=True))
+        _, evaluations, saved = parts[0]
+        return Samples(images, everything.labels, everything.seeds, evaluations, saved)
+
+    def _check(self, everything: _Chunk, count: int) -> None:
+        """What is asked for fits together and fits this cascade."""
+        if count < 1:
+            raise UserError(f"got {count} images to sample; expected at least 1.")
+        for name in ("labels", "seeds", "low_res"):
+            given = getattr(everything, name)
             if given is not None and len(given) != count:
                 raise UserError(f"got {len(given)} {name} for {count} images; expected one for each.")
-        if (
-            all_labels is not None
-            and count
-            and not 0 <= int(all_labels.min()) <= int(all_labels.max()) <= self.config.num_classes
-        ):
+        if everything.labels is not None and not self.config.num_classes:
+            raise UserError("got labels, but this cascade was trained without classes: leave them out.")
+        low_res, wanted = everything.low_res, self.stages[0].shape
+        if low_res is not None and tuple(low_res.shape[1:]) != wanted:
             raise UserError(
-                f"got labels from {int(all_labels.min())} to {int(all_labels.max())}; expected 0 to {self.config.num_classes - 1}."
+                f"got low_res images of shape {tuple(low_res.shape[1:])}; expected {wanted} (channels, height, width), "
+                "the base's: resize them."
             )
-        parts: list[tuple[StageImage, ...]] = []
-        evaluations: tuple[int, ...] = ()
-        saved: tuple[int, ...] = ()
-        for begin in range(0, count, batch_size):
-            rows = slice(begin, min(begin + batch_size, count))
-            chunk = _Chunk(
-                labels=None if all_labels is None else all_labels[rows].to(self.device),
-                seeds=all_seeds[rows],
-                low_res=None if low_res is None else low_res[rows].to(self.device),
-            )
-            images, evaluations, saved = self._sample_chunk(chunk, settings, last, progress)
-            parts.append(images)
-        images = tuple(torch.cat(stage_images) for stage_images in zip(*parts, strict=True))
-        return Samples(images, all_labels, all_seeds, evaluations, saved)
 
     def _sample_chunk(
-        self, chunk: _Chunk, settings: SamplingConfig, last: int, progress: Progress | None
-    ) -> tuple[tuple[StageImage, ...], tuple[int, ...], tuple[int, ...]]:
+        self,
+        chunk: _Chunk,
+        running: Sequence[Stage],
+        settings: SamplingConfig,
+        stops: dict[int, float | None],
+        progress: Progress | None,
+    ) -> tuple[tuple[Image, ...], tuple[int, ...], tuple[int, ...]]:
+        """Images, evaluations and saved evaluations, one of each per stage."""
         images: list[Image] = []
         evaluations: list[int] = []
         saved: list[int] = []
-        handed: Image | None = None  # x_t of a truncated stage
-        handed_logsnr: float | None = None
-        first = 0
+        handed: tuple[Image, float] | None = None  # x_t of a truncated stage, and its level
         if chunk.low_res is not None:
             images.append(quantise(chunk.low_res, self.stages[0].levels))
             evaluations.append(0)
             saved.append(0)
-            first = 1
-        for stage in self.stages[first : last + 1]:
-            rng = Rng(0, stage.index)
+        for stage in running:
             labels = stage.check_labels(chunk.labels, len(chunk.seeds))
-            cond = Cond(labels if labels is None else labels.to(self.device))
-            if not stage.config.is_base:
+            cond = Cond(None if labels is None else labels.to(self.device))
+            if handed is not None:
+                x_t, logsnr = handed
+                told = torch.full((len(x_t),), logsnr, dtype=torch.float32, device=self.device)
+                cond = Cond(cond.labels, upsample(x_t, stage.config.size), told)
+            elif not stage.config.is_base:
                 aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
-                if handed is not None:
-                    assert handed_logsnr is not None
-                    told = torch.full((len(handed),), handed_logsnr, device=self.device)
-                    cond = Cond(cond.labels, upsample(handed, stage.config.size), told)
-                else:
-                    cond, _ = stage.condition(images[-1], cond.labels, aug_logsnr, rng, chunk.seeds)
-            stop = self._truncation(stage, settings) if stage.index < last else None
-            steps = settings.steps[stage.index]
+                cond, _ = stage.condition(images[-1], cond.labels, aug_logsnr, Rng(0, stage.index), chunk.seeds)
+            stop, steps = stops.get(stage.index), settings.steps[stage.index]
             ran = run_stage(stage, cond, chunk.seeds, settings, steps, stop_at=stop, progress=progress)
-            handed, handed_logsnr = (ran.x_t, ran.logsnr) if stop is not None else (None, None)
+            handed = None if stop is None else (ran.x_t, ran.logsnr)
             images.append(ran.image)
             evaluations.append(ran.evaluations)
             saved.append(steps - ran.evaluations)
         return tuple(images), tuple(evaluations), tuple(saved)
 
     def _truncation(self, stage: Stage, settings: SamplingConfig) -> float | None:
-        """Log-SNR at which ``stage`` stops and hands over x_t; None: run to the end (Ho et al. 2021, section 4.1)."""
+        """Log-SNR at which ``stage`` stops and hands over x_t; None: run to the end (Ho et al. 2021, section 4.2)."""
         if settings.hand_over == "non_truncated":
             return None
         following = self.stages[stage.index + 1]
         stop = following.aug_logsnr(settings.aug_level[stage.index])
         if stop is None:
             raise UserError(
-                f"the truncated hand-over needs a stage trained with Gaussian augmentation; stage {following.index} has "
-                f"{following.config.augmentation.kind!r}: use --hand-over non_truncated."
+                "the truncated hand-over needs a stage trained with Gaussian augmentation; "
+                f"stage {following.index} has {following.config.augmentation.kind!r}: use --hand-over non_truncated."
             )
         if stop >= AUG_LOGSNR_MAX:
             return None  # level 0: nothing to truncate, one code path with the other hand-over
@@ -262,9 +252,48 @@ class Cascade:
         if not low < stop < high:
             raise UserError(
                 f"augmentation level {settings.aug_level[stage.index]} (log-SNR {stop:.2f}) lies outside what stage "
-                f"{stage.index} can stop at ({low:.2f} to {high:.2f}); choose another level, or the non-truncated hand-over."
+                f"{stage.index} can stop at ({low:.2f} to {high:.2f}); use another level, or --hand-over non_truncated."
             )
         return stop
+
+
+def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
+    """Network evaluations per stage: those asked for from the base up, then the run's own."""
+    total = len(config.stages)
+    default = config.sampling.steps or (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (total - 1)
+    given = default if asked is None else tuple(asked)
+    if not 0 < len(given) <= total:
+        raise UserError(
+            f"got {len(given)} numbers of steps for {total} stages; expected one per stage from the base up, "
+            f"as {','.join(map(str, default))}."
+        )
+    given += default[len(given) :]
+    for stage, count in zip(config.stages, given, strict=True):
+        most = stage.schedule.num_timesteps if stage.schedule.kind.endswith("_table") else MAX_STEPS
+        if not 1 <= count <= most:
+            raise UserError(f"got {count} steps for the stage at {stage.size}; expected 1 to {most}.")
+    return given
+
+
+def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
+    """One augmentation level per SR stage, each inside what its stage was trained at."""
+    stages = config.stages[1:]
+    if asked is None:
+        asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
+    levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
+    if len(levels) != len(stages):
+        raise UserError(
+            f"got {len(levels)} augmentation levels for {len(stages)} SR stages; give one, or one for each."
+        )
+    for stage, level in zip(stages, levels, strict=True):
+        if not 0 <= level <= 1:
+            raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
+        if stage.augmentation.kind == "gaussian" and level > stage.augmentation.level_max:
+            raise UserError(
+                f"augmentation level {level} is more noise than the stage at {stage.size} was trained with; "
+                f"expected at most {stage.augmentation.level_max:g}."
+            )
+    return levels
 
 
 @dataclass(frozen=True)
@@ -291,19 +320,19 @@ def run_stage(
 ) -> StageRun:
     """Sample one stage. All noise is a function of (seed of the image, stage, step)."""
     rng = Rng(0, stage.index)
-    device = next(stage.net.parameters()).device
+    seeds = seeds.to(next(stage.net.parameters()).device)
     table = stage.denoiser.table
     # ancestral sampling of a table takes every so many of its entries, as trained (Nichol & Dhariwal 2021, section 4)
     spacing = "index" if table is not None and settings.sampler.startswith("ddpm") else "logsnr"
     grid = make_grid(*stage.denoiser.logsnr_range, steps, table=table, stop_at=stop_at, spacing=spacing)
 
     def noise(i: int) -> Image:
-        return rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=i).to(device)
+        return rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=i)
 
     def clip(x0: Image) -> Image:
         return x0.clamp(-1, 1)
 
-    x = rng.normal(Purpose.START_NOISE, seeds, stage.shape).to(device)
+    x = rng.normal(Purpose.START_NOISE, seeds, stage.shape)
     step = None
     for step in SAMPLERS[settings.sampler](
         stage.denoiser, x, grid, cond, clip=clip if settings.clip else None, noise=noise
@@ -317,9 +346,15 @@ def run_stage(
 
 @dataclass(frozen=True)
 class _Chunk:
+    """What is asked for, one entry per image. ``seeds`` stay on the CPU."""
+
     labels: Labels | None
     seeds: Int64[Tensor, " b"]
     low_res: Image | None
+
+    def rows(self, rows: slice, device: torch.device) -> _Chunk:
+        labels = None if self.labels is None else self.labels[rows].to(device)
+        return _Chunk(labels, self.seeds[rows], None if self.low_res is None else self.low_res[rows].to(device))
 
 
 def load_config(run: str | Path) -> CascadeConfig:

@@ -23,7 +23,12 @@ LowRes = Float[Tensor, "b c low_h low_w"]
 
 
 def quantise(x: Image, levels: int = 256) -> Image:
-    """Clip to [-1, 1] and round to ``levels`` equal steps, as a saved file would; the same dtype comes back."""
+    """Clip to [-1, 1] and round to ``levels`` equal steps, as a saved file would; the same dtype comes back.
+
+    ``levels`` 0: untouched, for tests against exact laws.
+    """
+    if levels == 0:
+        return x
     half = (levels - 1) / 2
     return ((x.clamp(-1, 1) + 1) * half).round() / half - 1
 
@@ -79,7 +84,8 @@ class Augmented:
 def augment_for_training(
     config: AugmentationConfig, low_res: LowRes, size: int, rng: Rng, index: Int64[Tensor, " b"]
 ) -> Augmented:
-    """Draw levels per sample and augment. ``low_res``: float32 ``[B, C, h, w]`` in [-1, 1]."""
+    """Draw levels per sample and augment. ``low_res``: float32 ``[B, C, h, w]`` in [-1, 1]; ``index`` on any device."""
+    index = index.to(low_res.device)
     if config.kind == "blur":
         draw = rng.uniform(Purpose.BLUR, index, (2,))
         sigma = config.blur_min + (config.blur_max - config.blur_min) * draw[:, 1]

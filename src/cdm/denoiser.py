@@ -11,7 +11,7 @@ from torch import Tensor
 from cdm.config import StageConfig
 from cdm.nn.unet import UNet
 from cdm.noise.process import alpha_sigma, expand, to_x0_eps
-from cdm.noise.schedule import Schedule, make_schedule
+from cdm.noise.schedule import Schedule, make_schedule, nearest_entry
 from cdm.types import Cond, Dropout, Image, LogSNR, Prediction
 
 TOLD_SCALE = 40.0
@@ -22,8 +22,8 @@ TOLD_SCALE = 40.0
 class Denoiser(Protocol):
     """What samplers and guidance see.
 
-    ``logsnr_range``: noisiest and cleanest log-SNR it was trained at. ``table``: float64 ``[T]``, its discrete levels from
-    clean to noisy, or None for a continuous one.
+    ``logsnr_range``: noisiest and cleanest log-SNR it was trained at. ``table``: float64 ``[T]``, its discrete levels
+    from clean to noisy, or None for a continuous one.
     """
 
     logsnr_range: tuple[float, float]
@@ -43,10 +43,9 @@ class NetDenoiser:
         self.table = self.schedule.table
         self.logsnr_range = (self.schedule.logsnr_min, self.schedule.logsnr_max)
 
-    def raw(
-        self, x_t: Image, logsnr: LogSNR, cond: Cond, dropout: Dropout | None = None
-    ) -> tuple[Image, Image | None]:
-        """The network's output on its own target, float32 and unclipped, and its variance fraction in [0, 1] or None."""
+    def raw(self, x_t: Image, logsnr: LogSNR, cond: Cond, dropout: Dropout | None = None) -> tuple[Image, Image | None]:
+        """The network's output on its own target, float32 and unclipped, and its variance fraction or None (0 at an
+        output of -1, 1 at 1; nothing holds it in between, as in Nichol & Dhariwal 2021)."""
         x = x_t
         if self.config.prediction == "edm":  # c_in of x_t / alpha (Karras et al. 2022, table 1), in VP coordinates
             alpha, sigma = alpha_sigma(logsnr)
@@ -71,14 +70,7 @@ class NetDenoiser:
             return -125.0 * logsnr
         if self.table is None:
             return (1000 * self.schedule.t(logsnr.double())).float()
-        return self.table_index(logsnr).float()
-
-    def table_index(self, logsnr: LogSNR) -> Tensor:
-        """int64 ``[B]``: the entry of the table nearest to each level, 0 is the cleanest."""
-        assert self.table is not None
-        rising = -self.table.to(logsnr.device)
-        middle = (rising[1:] + rising[:-1]) / 2
-        return torch.searchsorted(middle, -logsnr.double())
+        return nearest_entry(self.table, logsnr).float()
 
     def predict(self, raw: Image, fraction: Image | None, x_t: Image, logsnr: LogSNR) -> Prediction:
         x0, eps = to_x0_eps(self.config.prediction, raw, x_t, logsnr, self.config.sigma_data)

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cdm.conditioning import Augmented, augment_for_training, make_low_res
-from cdm.config import StageConfig
-from cdm.denoiser import NetDenoiser
+from cdm.denoiser import Denoiser
 from cdm.noise.process import (
     add_noise,
     discretized_gaussian_log_likelihood,
@@ -24,6 +23,7 @@ from cdm.noise.process import (
     posterior_coefficients,
     target,
 )
+from cdm.noise.schedule import nearest_entry
 from cdm.noise.weighting import loss_weight, sample_logsnr
 from cdm.rng import Purpose, Rng
 from cdm.stage import Stage
@@ -52,13 +52,13 @@ class LossOutput:
     logsnr: LogSNR
 
 
-def training_levels(rng: Rng, index: Int64[Tensor, " b"], purpose: Purpose = Purpose.TRAIN_LEVEL) -> Float[Tensor, " b"]:
+def training_levels(rng: Rng, index: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
     """float64 in (0, 1) per position: a golden-ratio sequence with a random start.
 
     Uniform, and any run of neighbours is spread evenly, so a batch covers all noise levels: less variance of the loss
     than independent draws (Kingma et al. 2021, appendix I.1), yet a pure function of the position.
     """
-    start = rng.uniform(purpose, torch.zeros(1, dtype=torch.int64))
+    start = rng.uniform(Purpose.TRAIN_LEVEL, torch.zeros_like(index[:1]))
     return (index.double() * _GOLDEN_RATIO + start).frac().clamp(1e-9, 1 - 1e-9)
 
 
@@ -66,8 +66,8 @@ def make_cond(stage: Stage, batch: Batch, rng: Rng) -> tuple[Cond, Augmented | N
     """Labels with label dropout, and the augmented low-res image of an SR stage."""
     config, labels = stage.config, batch.labels
     if labels is not None and config.label_dropout > 0:
-        dropped = rng.uniform(Purpose.LABEL_DROPOUT, batch.index) < config.label_dropout
-        labels = torch.where(dropped.to(labels.device), stage.null_label, labels)
+        dropped = rng.uniform(Purpose.LABEL_DROPOUT, batch.index.to(labels.device)) < config.label_dropout
+        labels = torch.where(dropped, stage.null_label, labels)
     if config.is_base:
         return Cond(labels), None
     low_res = make_low_res(batch.x0, batch.x0.shape[-1] // config.factor, stage.levels)
@@ -76,13 +76,12 @@ def make_cond(stage: Stage, batch: Batch, rng: Rng) -> tuple[Cond, Augmented | N
 
 
 def noise_batch(stage: Stage, batch: Batch, rng: Rng, logsnr: LogSNR | None = None) -> Noised:
-    """Draw a noise level per sample (or take ``logsnr``) and noise the targets."""
-    config = stage.config
+    """Draw a noise level per sample (or take ``logsnr``) and noise the targets, on the device of ``batch.x0``."""
+    config, index = stage.config, batch.index.to(batch.x0.device)
     cond, augmented = make_cond(stage, batch, rng)
     if logsnr is None:
-        u = training_levels(rng, batch.index)
-        logsnr = sample_logsnr(config.density, stage.denoiser.schedule, u).to(batch.x0.device)
-    eps = rng.normal(Purpose.TRAIN_NOISE, batch.index, tuple(batch.x0.shape[1:])).to(batch.x0.device)
+        logsnr = sample_logsnr(config.density, stage.denoiser.schedule, training_levels(rng, index))
+    eps = rng.normal(Purpose.TRAIN_NOISE, index, tuple(batch.x0.shape[1:]))
     return Noised(add_noise(batch.x0, eps, logsnr), eps, logsnr, cond, augmented)
 
 
@@ -100,14 +99,15 @@ def stage_loss(stage: Stage, batch: Batch, rng: Rng, dropout: Dropout | None = N
     loss = weight.to(mse) * mse
     if fraction is not None:
         assert denoiser.table is not None
-        frozen = denoiser.predict(raw.detach(), fraction, noised.x_t, noised.logsnr)  # the mean learns from L_simple alone
+        # the mean learns from L_simple alone
+        frozen = denoiser.predict(raw.detach(), fraction, noised.x_t, noised.logsnr)
         bound = vlb_term(denoiser, frozen, batch.x0, noised.x_t, noised.logsnr, stage.levels)
         loss = loss + config.loss.vlb_weight * len(denoiser.table) * bound
     return LossOutput(loss, mse, noised.logsnr)
 
 
 def vlb_term(
-    denoiser: NetDenoiser, prediction: Prediction, x0: Image, x_t: Image, logsnr: LogSNR, levels: int = 256
+    denoiser: Denoiser, prediction: Prediction, x0: Image, x_t: Image, logsnr: LogSNR, levels: int = 256
 ) -> Float[Tensor, " b"]:
     """One term of the variational bound per sample, in bits per dimension (Ho et al. 2020, eq. 5).
 
@@ -116,7 +116,7 @@ def vlb_term(
     """
     table = denoiser.table
     assert table is not None
-    entry = denoiser.table_index(logsnr)
+    entry = nearest_entry(table, logsnr)
     levels_before = torch.cat([table.new_tensor([torch.inf]), table[:-1]]).to(x_t.device)
     now, before = table.to(x_t.device)[entry], levels_before[entry]
     mean_true, small, large = posterior(x_t, x0, now, before)
@@ -130,7 +130,7 @@ def vlb_term(
 
 
 @torch.no_grad()
-def prior_bits_per_dim(config: StageConfig, denoiser: NetDenoiser, x0: Image) -> Float[Tensor, " b"]:
+def prior_bits_per_dim(denoiser: Denoiser, x0: Image) -> Float[Tensor, " b"]:
     """KL(q(x_T | x0) || N(0, 1)) in bits per dimension: the last piece of the bound."""
     assert denoiser.table is not None
     logsnr = denoiser.table[-1].float().expand(len(x0)).to(x0.device)

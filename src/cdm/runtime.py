@@ -10,19 +10,19 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(asked: str | None = None) -> torch.device:
-    """``asked`` as torch spells it; None: CUDA, Apple's MPS or the CPU, whichever is there."""
+    """``asked`` as torch spells it; None: CUDA where it is there, else the CPU.
+
+    Apple's MPS is refused: it has no float64, which noise levels are computed in.
+    """
     if asked in (None, "auto"):
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UserError(f"unknown device {asked!r}; expected cpu, cuda, cuda:N or mps.") from error
+        raise UserError(f"unknown device {asked!r}; expected cpu, cuda or cuda:N.") from error
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
     }.get(device.type, False)
     if not there:
         raise UserError(f"device {asked!r} is not available here; expected one that torch can use: try --device cpu.")
@@ -30,7 +30,7 @@ def choose_device(asked: str | None = None) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed natively: CUDA from Ampere on, CPUs with AMX or AVX512-BF16. Elsewhere it is emulated."""
+    """Whether bf16 is native: CUDA from Ampere on, CPUs with AMX or AVX512-BF16. Elsewhere it is emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":

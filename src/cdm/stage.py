@@ -47,7 +47,7 @@ class Stage:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Stage:
         """Move the network to ``device`` and compute in ``dtype`` (weights stay float32)."""
-        self.net.to(device=device, memory_format=torch.channels_last)
+        self.net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.denoiser.dtype = dtype
         return self
 
@@ -62,6 +62,11 @@ class Stage:
                     "got none: name one with --class (labels=... in Python)."
                 )
             return torch.full((count,), self.null_label, dtype=torch.int64)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.net.num_labels:
+            raise UserError(
+                f"got labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {self.num_classes - 1}"
+                + (f", or {self.null_label} for any class." if self.config.net.num_labels > self.num_classes else ".")
+            )
         return labels
 
     def aug_logsnr(self, aug_level: float) -> float | None:
@@ -84,7 +89,7 @@ class Stage:
             told = torch.full((len(low_res),), aug_logsnr, dtype=torch.float32, device=low_res.device)
             eps = torch.zeros_like(low_res)
             if aug_logsnr < AUG_LOGSNR_MAX:
-                eps = rng.normal(Purpose.AUG_NOISE, index, tuple(low_res.shape[1:])).to(low_res.device)
+                eps = rng.normal(Purpose.AUG_NOISE, index.to(low_res.device), tuple(low_res.shape[1:]))
         augmented = augment_at(self.config.augmentation, low_res, self.config.size, told, eps)
         return Cond(labels, augmented.up, augmented.aug_logsnr), augmented
 
@@ -99,7 +104,8 @@ def build_stage(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Rng(seed, index).torch_seed(Purpose.INIT))
             net = UNet(config.net)
-    return Stage(config, index, net.to(memory_format=torch.channels_last), num_classes=num_classes, levels=levels)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+    return Stage(config, index, net, num_classes=num_classes, levels=levels)
 
 
 def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:
@@ -112,6 +118,9 @@ def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:
         path = found[0] if found else folder / "model.safetensors"
     else:
         path = folder / f"ema-{weights}.safetensors"
+        profiles = [file.stem.removeprefix("ema-") for file in sorted(folder.glob("ema-*.safetensors"))]
+        if profiles and weights not in profiles:
+            raise UserError(f"unknown weights {weights!r} in {folder}; expected ema, raw or {' or '.join(profiles)}.")
     if not path.exists():
         raise UserError(
             f"stage {stage.index} ({stage.config.size} pixels) has no weights at {path}; "

@@ -56,8 +56,8 @@ class Prediction:
     """What a denoiser says about ``x_t``: both estimates, each computed directly from the raw output.
 
     x0, eps: float32 ``[B, C, H, W]``, never clipped here.
-    var_fraction: float32 in [0, 1] or None; where the reverse variance lies between the small (0) and the large (1)
-        one, in the log domain (Nichol & Dhariwal 2021, eq. 15).
+    var_fraction: float32 or None; where the reverse variance lies between the small (0) and the large (1) one, in the
+        log domain (Nichol & Dhariwal 2021, eq. 15). A network may leave [0, 1].
     """
 
     x0: Image

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from cdm.config import AugmentationConfig, ConfigError, ScheduleConfig
@@ -103,6 +103,12 @@ class ContinuousSchedule:
         return torch.where(inside, self._curve.slope(logsnr - self._shift) / self._tau_length, 0.0)
 
 
+def nearest_entry(table: Float64[Tensor, " T"], logsnr: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """Index of the table's entry nearest to each level; 0 is the cleanest."""
+    middles = (table[1:] + table[:-1]) / 2
+    return torch.searchsorted(-middles.to(logsnr.device), -logsnr.double().contiguous())
+
+
 class TableSchedule:
     """A falling table of log-SNRs; entry k owns t in [k / T, (k + 1) / T)."""
 
@@ -113,10 +119,9 @@ class TableSchedule:
         first, last = 2 * table[0] - middles[0], 2 * table[-1] - middles[-1]
         self._edges = torch.cat([first[None], middles, last[None]])  # falling; entry k between edges k and k + 1
 
-    def index(self, logsnr: Float[Tensor, "..."]) -> Tensor:
-        """Nearest entry, int64."""
-        edges = self._edges[1:-1].to(logsnr.device)
-        return torch.searchsorted(-edges, -logsnr.double().contiguous())
+    def index(self, logsnr: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
+        """Nearest entry."""
+        return nearest_entry(self.table, logsnr)
 
     def logsnr(self, t: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
         """The entry that owns each t in [0, 1]."""

@@ -26,19 +26,24 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     """One line per stage: the bound with its 95 % interval over images, or why it has none. An SR stage's bound is on
     the high-res image given the clean low-res one."""
     cascade = Cascade.load(run, device=device, precision=precision)
-    array = load_images(open_source(data), cascade.config.sizes[-1], cascade.config.data.channels)
-    array = array.with_classes(cascade.class_names)
-    images = TrainingImages(array, cascade.config.sizes)
-    index = torch.arange(min(count, len(images)))
+    config = cascade.config
+    array = load_images(open_source(data), config.sizes[-1], config.data.channels, window=config.data.window)
+    images = TrainingImages(array.with_classes(config.class_names), config.sizes)
     for stage in cascade.stages:
+        name, schedule = f"stage {stage.name}", stage.config.schedule.kind
         if stage.denoiser.table is None:
-            yield f"stage {stage.name}: no bound; it has the continuous schedule {stage.config.schedule.kind!r}, not a table"
+            yield f"{name}: no bound; it has the continuous schedule {schedule!r}, not a table"
             continue
-        x0 = images.target(stage.index, index)
-        labels = None if images.labels is None else torch.from_numpy(images.labels)[index]
-        bound = torch.stack([stage_bound(stage, Batch(x0[i : i + 1], None if labels is None else labels[i : i + 1], index[i : i + 1]), cascade.device) for i in range(len(index))])
+        rows = range(min(count, len(images)))
+        bound = torch.stack([stage_bound(stage, _one(images, stage.index, i), cascade.device) for i in rows])
         half = 1.96 * float(bound.std()) / len(bound) ** 0.5 if len(bound) > 1 else float("nan")
-        yield f"stage {stage.name}: {float(bound.mean()):.3f} +- {half:.3f} bits per dimension on {len(bound)} images"
+        yield f"{name}: {float(bound.mean()):.3f} +- {half:.3f} bits per dimension on {len(bound)} images"
+
+
+def _one(images: TrainingImages, stage: int, i: int) -> Batch:
+    index = torch.tensor([i])
+    labels = None if images.labels is None else torch.from_numpy(images.labels)[index]
+    return Batch(images.target(stage, index), labels, index)
 
 
 @torch.no_grad()
@@ -50,21 +55,26 @@ def stage_bound(stage: Stage, one: Batch, device: torch.device) -> torch.Tensor:
     clean = Stage(_clean(stage), stage.index, stage.net, num_classes=stage.num_classes, levels=stage.levels)
     clean.denoiser.dtype = stage.denoiser.dtype
     cond, _ = make_cond(clean, one, rng)
-    total = prior_bits_per_dim(stage.config, stage.denoiser, one.x0).double().sum()
+    total = prior_bits_per_dim(stage.denoiser, one.x0).double().sum()
     for begin in range(0, len(table), CHUNK):
         levels = table[begin : begin + CHUNK].float()
         count = len(levels)
         positions = torch.arange(begin, begin + count)
         eps = rng.normal(Purpose.EVALUATE, positions + int(one.index) * len(table), tuple(one.x0.shape[1:]))
         x0 = one.x0.expand(count, -1, -1, -1)
-        x_t = add_noise(x0, eps, levels).to(device)
-        rows = torch.zeros(count, dtype=torch.int64)
-        prediction = stage.denoiser(x_t, levels.to(device), cond[rows].to(device))
-        total = total + vlb_term(stage.denoiser, prediction, x0.to(device), x_t, levels.to(device), stage.levels).double().sum().cpu()
+        x_t = add_noise(x0, eps, levels)
+        same = torch.zeros(count, dtype=torch.int64)
+        prediction = stage.denoiser(x_t.to(device), levels.to(device), cond[same].to(device))
+        terms = vlb_term(stage.denoiser, prediction, x0.to(device), x_t.to(device), levels.to(device), stage.levels)
+        total = total + terms.double().sum().cpu()
     return total
 
 
 def _clean(stage: Stage) -> StageConfig:
     """The stage's configuration without label dropout, its low-res images at level 0."""
     config = stage.config
-    return replace(config, label_dropout=0.0, augmentation=replace(config.augmentation, level_min=0.0, level_max=0.0, blur_fraction=0.0))
+    return replace(
+        config,
+        label_dropout=0.0,
+        augmentation=replace(config.augmentation, level_min=0.0, level_max=0.0, blur_fraction=0.0),
+    )

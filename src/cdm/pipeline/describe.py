@@ -13,7 +13,7 @@ from cdm.train.log import duration
 from cdm.train.plan import measure_speed, share_minutes
 from cdm.train.step import Trainee
 
-MEASURED_BELOW = 5e13
+MEASURED_BELOW = {"cpu": 1e12, "cuda": 5e13}
 """FLOPs of a training step up to which the speed is measured on this machine; a larger one is not tried."""
 
 
@@ -26,23 +26,24 @@ def describe(prepared: Prepared) -> None:
         table.add_column(title, justify="right")
     rows = []
     for k in prepared.todo:
-        stage = stages[k]
-        size = stage.optim.crop_size or stage.size
+        stage, optim = stages[k], stages[k].optim
+        size = optim.crop_size or stage.size
         flops = count_flops(stage.net, size)
-        memory = estimate_training_memory(stage.net, stage.optim.micro_batch or stage.optim.batch_size, size)
-        if 3 * flops * stage.optim.batch_size < MEASURED_BELOW:
+        memory = estimate_training_memory(
+            stage.net,
+            optim.micro_batch or optim.batch_size,
+            size,
+            dtype=prepared.dtype,
+            checkpointing=optim.checkpointing,
+        )
+        if 3 * flops * optim.batch_size < MEASURED_BELOW[prepared.device.type]:
             speeds[k] = measure_speed(
                 Trainee(prepared.stage(k)), prepared.batches(k), Rng(prepared.config.seed, k), seconds=1.0
             )
         rows.append((k, count_parameters(stage.net), flops, memory))
-    shares: dict[int, tuple[int, float]] = {}
-    if request.images is None and len(speeds) == len(rows):
-        seconds = 60 * (request.minutes or DEFAULT_MINUTES)
-        made = share_minutes([stages[k] for k in prepared.todo], [speeds[k] for k in prepared.todo], seconds)
-        shares = dict(zip(prepared.todo, made, strict=True))
+    budget = _images(prepared, speeds)
     for k, parameters, flops, memory in rows:
-        speed = speeds.get(k)
-        images = request.images or (shares[k][0] if k in shares else None)
+        speed, images = speeds.get(k), budget.get(k)
         table.add_row(
             prepared.stage_name(k),
             f"{parameters / 1e6:.2f} M",
@@ -56,3 +57,18 @@ def describe(prepared: Prepared) -> None:
     console = Console()
     console.print(table)
     console.print(f"nothing was written; without --dry-run this trains into {request.out}", markup=False)
+
+
+def _images(prepared: Prepared, speeds: dict[int, float]) -> dict[int, int]:
+    """Images of each stage's budget, as far as it can be told: as asked, the recipe's own, or by time and speed."""
+    request, todo = prepared.request, prepared.todo
+    stages = [prepared.config.stages[k] for k in todo]
+    if request.images is not None:
+        return dict.fromkeys(todo, request.images)
+    if request.minutes is None and all(stage.optim.images for stage in stages):
+        return {k: stage.optim.images for k, stage in zip(todo, stages, strict=True)}
+    if len(speeds) < len(todo):
+        return {}
+    seconds = 60 * (request.minutes or DEFAULT_MINUTES)
+    shares = share_minutes(stages, [speeds[k] for k in todo], seconds)
+    return {k: images for k, (images, _) in zip(todo, shares, strict=True)}

@@ -28,7 +28,7 @@ PREVIEW_SEED = 1 << 40
 
 
 class Validation:
-    """Mean squared error on the stage's own target over held-out images, in ``BANDS`` equal shares of training levels."""
+    """Mean squared error on the stage's own target over held-out images, in ``BANDS`` equal shares of levels."""
 
     def __init__(self, images: TrainingImages, seed: int, limit: int = 128) -> None:
         self.images, self.seed = images, seed
@@ -53,7 +53,7 @@ class Validation:
                 wanted = target(stage.config.prediction, x0, noised.eps, logsnr, stage.config.sigma_data)
                 total += float((raw - wanted).square().mean((1, 2, 3)).sum())
             ends = torch.tensor([(band + 1) / BANDS, band / BANDS]).clamp(1e-9, 1 - 1e-9)
-            low, high = sample_logsnr(stage.config.density, stage.denoiser.schedule, ends).tolist()
+            low, high = sorted(sample_logsnr(stage.config.density, stage.denoiser.schedule, ends).tolist())
             out[f"{low:.1f} to {high:.1f}"] = total / max(len(self.index), 1)
         return out
 
