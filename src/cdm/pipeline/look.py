@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from cdm.artifacts import write_atomic
-from cdm.cascade import Cascade, Samples, run_stage
+from cdm.cascade import Cascade, Samples, StageImage, run_stage
 from cdm.config import CascadeConfig
 from cdm.data.batches import TrainingImages
 from cdm.data.pixels import Window, to_images
@@ -20,7 +20,7 @@ from cdm.noise.process import target
 from cdm.noise.weighting import sample_logsnr
 from cdm.rng import Rng
 from cdm.stage import Stage
-from cdm.types import Batch, Image, Labels
+from cdm.types import Batch, Labels
 
 BANDS = 4
 PREVIEW_SEED = 1 << 40
@@ -102,8 +102,13 @@ class Preview:
 
 
 def super_resolve(
-    config: CascadeConfig, stage: Stage, low_res: Image, labels: Labels | None, seeds: Int64[Tensor, " b"], steps: int
-) -> tuple[Image, Image]:
+    config: CascadeConfig,
+    stage: Stage,
+    low_res: StageImage,
+    labels: Labels | None,
+    seeds: Int64[Tensor, " b"],
+    steps: int,
+) -> tuple[StageImage, StageImage]:
     """One SR stage on given low-res images at the run's default level: its images, and the augmented low-res."""
     settings = Cascade(config, [stage]).settings()
     aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
