@@ -11,7 +11,7 @@ from cdm.pipeline.request import TrainRequest
 from cdm.train.checkpoint import latest_checkpoint
 from cdm.train.events import Events
 from cdm.train.loop import read_plan
-from cdm.train.plan import check_budget, round_to_batch, share_minutes
+from cdm.train.plan import check_budget, cost_share, round_to_batch, share_minutes
 
 DEFAULT_MINUTES = 60.0
 CHECKPOINT_SECONDS = 60.0
@@ -21,7 +21,12 @@ Speed = Callable[[int], float]
 
 
 def plan_stages(
-    request: TrainRequest, stages: Sequence[StageConfig], todo: Sequence[int], events: Events, speed: Speed, began: float
+    request: TrainRequest,
+    stages: Sequence[StageConfig],
+    todo: Sequence[int],
+    events: Events,
+    speed: Speed,
+    began: float,
 ) -> None:
     """Record a budget for each stage of ``todo`` that has none yet. ``began``: when the command started."""
     fresh = [k for k in todo if read_plan(events, k) is None]
@@ -32,12 +37,15 @@ def plan_stages(
     if counted:
         for k in fresh:
             check_budget(own[k], stages[k], f"--images {own[k]}")
-    speeds = {k: speed(k) for k in fresh}
+    measured = not counted or request.checkpoint_images is None
+    speeds = {k: speed(k) for k in fresh} if measured else {}
     if counted:
         budget = {k: (round_to_batch(own[k], stages[k].optim.batch_size), 0.0) for k in fresh}
     else:
         minutes = request.minutes or DEFAULT_MINUTES
-        left = minutes * 60 - (time.monotonic() - began)
+        # a stage planned before keeps its part of the time, also where a kill came between two stages' records
+        part = sum(cost_share(stages[k]) for k in fresh) / sum(cost_share(stages[k]) for k in todo)
+        left = minutes * 60 * part - (time.monotonic() - began)
         shares = share_minutes([stages[k] for k in fresh], [speeds[k] for k in fresh], left)
         budget = dict(zip(fresh, shares, strict=True))
     for k in fresh:
@@ -46,7 +54,8 @@ def plan_stages(
         interval = request.checkpoint_images or min(speeds[k] * CHECKPOINT_SECONDS, images / 4)
         events.append(
             "budget", stage=k, at=0, images=images, checkpoint_images=round_to_batch(interval, batch_size),
-            seconds=seconds, images_per_s=round(speeds[k], 2), asked_images=own[k] if counted else None,
+            seconds=seconds, images_per_s=round(speeds[k], 2) if measured else None,
+            asked_images=own[k] if counted else None,
             asked_minutes=None if counted else request.minutes or DEFAULT_MINUTES,
         )  # fmt: skip
 
@@ -58,35 +67,40 @@ def extend(
     """Record a larger budget than the run had; a smaller one, or one of the other kind, is refused."""
     if request.images is None and request.minutes is None:
         return
-    for k in todo:
+    larger = [k for k in todo if _is_larger(request, _asked(events, k))]
+    for k in larger:
         plan, asked = read_plan(events, k), _asked(events, k)
-        if plan is None or asked is None:
-            continue
-        kind, before = asked
-        now = request.images if kind == "images" else request.minutes
-        if now == before:
-            continue
-        if now is None or now < before:
-            given = f"--images {request.images}" if request.images is not None else f"--minutes {request.minutes:g}"
-            raise UserError(
-                f"{request.out} was started with --{kind} {before:g}, now it is {given}; repeat the old budget to go on, "
-                f"or give a larger --{kind} to train longer."
-            )
+        assert plan is not None and asked is not None
         found = latest_checkpoint(folder(k), say)
         seen = int(found[1]["images_seen"]) if found else 0
-        old_total = plan.total(seen)
-        batch_size = stages[k].optim.batch_size
-        seconds = plan.seconds
-        if kind == "images":
-            total = round_to_batch(now, batch_size)
+        old_total, seconds = plan.total(seen), plan.seconds
+        if request.images is not None:
+            images: float = request.images
         else:
-            total = round_to_batch(old_total * now / before, batch_size)
-            seconds = plan.seconds * now / before
+            assert request.minutes is not None
+            images, seconds = old_total * request.minutes / asked[1], seconds * request.minutes / asked[1]
+        total = round_to_batch(images, stages[k].optim.batch_size)
         events.append(
             "budget", stage=k, at=seen, images=total, checkpoint_images=plan.checkpoint_images, seconds=seconds,
             asked_images=request.images, asked_minutes=request.minutes, why="extended",
         )  # fmt: skip
         say(f"stage {k}: extended from {old_total:,} to {total:,} images")
+
+
+def _is_larger(request: TrainRequest, asked: tuple[str, float] | None) -> bool:
+    """Whether the budget asked for now is larger than that of before; False where it is the same or there was none."""
+    if asked is None:
+        return False
+    kind, before = asked
+    now = request.images if kind == "images" else request.minutes
+    if now is None or now < before:
+        given = f"--images {request.images}" if request.images is not None else f"--minutes {request.minutes:g}"
+        old = f"--images {before}" if kind == "images" else f"--minutes {before:g}"
+        raise UserError(
+            f"{request.out} was started with {old}, now it is {given}; repeat the old budget to go on, "
+            f"or give a larger --{kind} to train longer."
+        )
+    return now > before
 
 
 def _asked(events: Events, stage: int) -> tuple[str, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,20 @@ class TrainRequest:
 
     def fixed(self) -> dict[str, Any]:
         """The options that make the run what it is; a second call must repeat them."""
-        names = ("recipe", "sizes", "val", "val_fraction", "channels", "flip", "balanced", "seed")
+        names = ("recipe", "sizes", "val", "val_fraction", "channels", "flip", "balanced", "seed", "checkpoint_images")
         options = {name: getattr(self, name) for name in names}
         options["sizes"] = None if self.sizes is None else list(self.sizes)
         return options
 
     def __post_init__(self) -> None:
         if self.images is not None and self.minutes is not None:
-            raise UserError("got both --images and --minutes; give one of them: images seen per stage, or minutes in all.")
+            raise UserError(
+                "got both --images and --minutes; give one of them: images seen per stage, or minutes in all."
+            )
         for name in ("images", "minutes", "checkpoint_images"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+            if value is not None and not 0 < value < inf:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
         if self.channels < 1:
             raise UserError(f"--channels is {self.channels}; expected 1 (grey), 3 (colour) or more.")
         if not 0 <= self.val_fraction < 1:
@@ -60,9 +63,9 @@ def check_same(stored: dict[str, Any], request: TrainRequest) -> None:
     """Refuse an option that differs from the run's, naming both values."""
     for name, value in request.fixed().items():
         if stored["options"].get(name) != value:
-            flag = name.replace("_", "-")
+            flag, before = name.replace("_", "-"), _shown(stored["options"].get(name))
             raise UserError(
-                f"{request.out} was started with --{flag} {_shown(stored['options'].get(name))}, now it is {_shown(value)}; "
+                f"{request.out} was started with --{flag} {before}, now it is {_shown(value)}; "
                 "repeat the old value to go on, or train into a new --out."
             )
 
@@ -80,5 +83,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "(none)" if value is None else str(value)
-
-

@@ -80,9 +80,10 @@ class Prepared:
 
         def batch(rng: Rng, positions: torch.Tensor):
             made = self.train.batch(index, rng, positions, crop_size=crop)
-            return made if self.device.type == "cpu" else replace(
-                made, x0=made.x0.to(self.device), labels=None if made.labels is None else made.labels.to(self.device)
-            )
+            if self.device.type == "cpu":
+                return made
+            labels = None if made.labels is None else made.labels.to(self.device)
+            return replace(made, x0=made.x0.to(self.device), labels=labels)
 
         return batch
 
@@ -95,13 +96,15 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     threads = set_threads(request.threads)
     source = open_source(request.data)
     stored = _stored(request.out)
+    run = None
     if stored is not None:
         check_same(stored, request)
         check_same_data(stored, source.fingerprint, request)
-        sizes = load_config(request.out).sizes
-    else:
-        sizes = request.sizes or recipe_sizes or _sizes_from(source)
-    array = _load(source, sizes[-1], request.channels, say)
+        run = load_config(request.out)
+    sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
+    array = _load(source, sizes[-1], request.channels, say, window=None if run is None else run.data.window)
+    if run is not None:
+        array = array.with_classes(run.class_names)  # changed data may have other folders
     pyramid = Pyramid(array, sizes)
     if request.val is not None:
         held = _load(open_source(request.val), sizes[-1], request.channels, say, window=array.window)
@@ -119,7 +122,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         balanced=request.balanced,
     )
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
-    config = load_config(request.out) if stored is not None else make_config(sizes, array.class_names, data, len(train))
+    config = run or make_config(sizes, array.class_names, data, len(train))
     if request.stage is not None and not 0 <= request.stage < len(sizes):
         raise UserError(f"got --stage {request.stage}; expected 0 (the base) to {len(sizes) - 1}.")
     say(
@@ -135,7 +138,9 @@ def _stored(out: Path) -> dict[str, Any] | None:
         return None
     stored = load_json(out / "cascade.json")
     if "training" not in stored:
-        raise UserError(f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out.")
+        raise UserError(
+            f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out."
+        )
     return stored["training"]
 
 
@@ -161,31 +166,30 @@ def train(prepared: Prepared, say: Say) -> Path:
         remove_leftovers(folder)
         _start(prepared, say)
         events = Events(folder / "events.jsonl")
-        _note_machine(prepared, events, say)
         stages = prepared.config.stages
         extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
+        _note_machine(prepared, events, say)
         plan_stages(prepared.request, stages, prepared.todo, events, _speedometer(prepared, say), prepared.began)
         tensorboard = find_tensorboard(say)
-        trained = False
         with _interrupts() as stop:
             for k in prepared.todo:
-                trained |= _train_one(prepared, k, events, tensorboard, stop, say)
-        return _finish(prepared, events, trained, say)
+                _train_one(prepared, k, events, tensorboard, stop, say)
+        return _finish(prepared, events, say)
 
 
 def _start(prepared: Prepared, say: Say) -> None:
-    path = prepared.folder / "cascade.json"
-    if path.exists():
+    """Write down what the run is; ``cascade.json`` comes last, and where it is, all is."""
+    folder, request = prepared.folder, prepared.request
+    stored = _stored(folder)
+    if stored is not None:  # checked again: another process may have begun since this one looked
+        check_same(stored, request)
+        check_same_data(stored, prepared.fingerprint, request)
         return
-    request = prepared.request
+    for k, stage in enumerate(prepared.config.stages):
+        save_json(make_folder(folder / prepared.stage_name(k)) / "config.json", {"config": to_dict(stage)})
     training = {"data": request.data, "fingerprint": prepared.fingerprint, "options": request.fixed()}
-    save_json(path, {"config": to_dict(prepared.config), "training": training})
-    for k in range(len(prepared.config.stages)):
-        save_json(
-            make_folder(prepared.folder / prepared.stage_name(k)) / "config.json",
-            {"config": to_dict(prepared.config.stages[k])},
-        )
-    say(f"new run in {prepared.folder}")
+    save_json(folder / "cascade.json", {"config": to_dict(prepared.config), "training": training})
+    say(f"new run in {folder}")
 
 
 def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
@@ -203,8 +207,8 @@ def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
         for name, value in facts.items():
             if last.get(name) != value:
                 say(
-                    f"warning: {name} was {last.get(name)!r} and is {value!r} now; the run goes on, but its weights will not "
-                    "equal bit for bit those of a run that was never stopped"
+                    f"warning: {name} was {last.get(name)!r} and is {value!r} now; the run goes on, but its weights "
+                    "will not equal bit for bit those of a run that was never stopped"
                 )
     events.append("start", command=prepared.request.command, **facts)
 
@@ -230,15 +234,14 @@ def _speedometer(prepared: Prepared, say: Say) -> Callable[[int], float]:
 
 def _train_one(
     prepared: Prepared, k: int, events: Events, tensorboard: type | None, stop: Callable[[], bool], say: Say
-) -> bool:
-    """Train stage ``k``; False where it was finished before."""
+) -> None:
+    """Train stage ``k``, unless its goal was reached before."""
     plan = read_plan(events, k)
     assert plan is not None
-    total = plan.segments[-1].total
     name = prepared.stage_name(k)
     done = events.last("stage_done", k)
-    if done is not None and done["images"] >= total:
-        return False
+    if done is not None and done["images"] >= plan.goal:
+        return
     folder = make_folder(prepared.folder / name)
     stage, shadow = prepared.stage(k), prepared.stage(k)
     shadow.net.eval().requires_grad_(False)
@@ -255,28 +258,26 @@ def _train_one(
         stop=stop,
     )
     log = TrainLog(folder, k, tensorboard)
-    with TrainProgress(f"stage {name}", total) as progress:
+    with TrainProgress(f"stage {name}", plan.goal) as progress:
         train_stage(job, events, log, progress)
     log.close()
     final = read_plan(events, k)
     assert final is not None
-    events.append("stage_done", stage=k, images=final.segments[-1].total)
-    return True
+    events.append("stage_done", stage=k, images=final.goal)
 
 
-def _finish(prepared: Prepared, events: Events, trained: bool, say: Say) -> Path:
+def _finish(prepared: Prepared, events: Events, say: Say) -> Path:
     """Samples and the report, once every stage is trained."""
     folder = prepared.folder
     missing = [k for k in range(len(prepared.config.stages)) if events.last("stage_done", k) is None]
     if missing:
         say(f"trained so far; stage {missing[0]} is still to be trained: cdm train ... --stage {missing[0]}")
         return folder
-    if not trained and (folder / "report.html").exists():
+    ends = [event["kind"] for event in events.all() if event["kind"] in ("stage_done", "finished")]
+    if ends[-1] == "finished" and (folder / "report.html").exists():
         say(f"{folder} is trained already; a larger --images or --minutes would train it further")
         return folder / "report.html"
-    cascade = Cascade.load(
-        folder, device=str(prepared.device), precision=precision_name(prepared.dtype)
-    )
+    cascade = Cascade.load(folder, device=str(prepared.device), precision=precision_name(prepared.dtype))
     _, picture = final_grid(cascade, per_class=4 if cascade.config.num_classes > 8 else 8)
     write_atomic(folder / "samples.png", picture)
     report = training_report(folder, prepared.request.command)
@@ -305,4 +306,3 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

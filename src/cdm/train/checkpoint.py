@@ -19,6 +19,10 @@ def _checkpoints(folder: str | Path) -> list[Path]:
     return sorted((Path(folder) / "training").glob("ckpt-*.safetensors"), reverse=True)
 
 
+def _images_seen(path: Path) -> int:
+    return int(path.stem.removeprefix("ckpt-"))
+
+
 def save_checkpoint(folder: str | Path, images_seen: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     """Writes the training state of a stage (weights, optimiser, EMA) at ``images_seen``; whole or not at all.
 
@@ -36,9 +40,10 @@ def save_checkpoint(folder: str | Path, images_seen: int, tensors: dict[str, Ten
 
 
 def latest_checkpoint(
-    folder: str | Path, say: Callable[[str], None]
+    folder: str | Path, say: Callable[[str], None], usable: Callable[[dict[str, Any]], bool] = lambda meta: True
 ) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
-    """The newest checkpoint that is whole, or None. A damaged one is said, and set aside as ``*.damaged``.
+    """The newest checkpoint that is whole and, by its meta, ``usable``; or None. A damaged one is said, and set aside
+    as ``*.damaged``.
 
     Raises:
         UserError: made by a newer cdm, or not readable.
@@ -51,16 +56,32 @@ def latest_checkpoint(
                 path.rename(path.with_name(path.name + ".damaged"))
             say(f"Checkpoint refused, going back to the one before: {error}")
             continue
-        return tensors, meta, path
+        if usable(meta):
+            return tensors, meta, path
     return None
 
 
-def prune(folder: str | Path, keep: int = 2) -> None:
-    """Deletes all but the newest ``keep`` checkpoints. Those set aside as damaged are left to the user."""
+def prune(folder: str | Path, keep: int = 2, regular: Callable[[int], bool] = lambda images_seen: True) -> None:
+    """Deletes all but the newest ``keep`` checkpoints, and but the newest one that is ``regular`` by its
+    ``images_seen``. Those set aside as damaged are left to the user."""
     assert keep >= 1
-    for path in _checkpoints(folder)[keep:]:
-        with told_by_path(path):
-            path.unlink(missing_ok=True)
+    paths = _checkpoints(folder)
+    spared = next((path for path in paths if regular(_images_seen(path))), None)
+    for path in paths[keep:]:
+        if path != spared:
+            _delete(path)
+
+
+def delete_after(folder: str | Path, images_seen: int) -> None:
+    """Deletes the checkpoints beyond ``images_seen``: a roll-back has made them void."""
+    for path in _checkpoints(folder):
+        if _images_seen(path) > images_seen:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    with told_by_path(path):
+        path.unlink(missing_ok=True)
 
 
 def save_weights(
@@ -98,5 +119,4 @@ def save_snapshots(folder: str | Path, images_seen: int, emas: dict[float, dict[
             {"images_seen": images_seen, "sigma_rel": profile},
         )  # fmt: skip
         for old in sorted(snapshots.glob(f"{stem}-*.safetensors"), reverse=True)[keep:]:
-            with told_by_path(old):
-                old.unlink(missing_ok=True)
+            _delete(old)

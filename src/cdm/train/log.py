@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from cdm.artifacts import append_event, make_folder, read_log
 
-__all__ = ["TrainLog", "TrainProgress", "duration", "find_tensorboard", "read_log"]
+__all__ = ["TrainLog", "TrainProgress", "duration", "find_tensorboard", "overfit_warning", "read_log"]
 
 
 def find_tensorboard(say: Callable[[str], None]) -> type | None:
@@ -66,6 +67,23 @@ class TrainLog:
     def close(self) -> None:
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def overfit_warning(rows: Sequence[dict[str, Any]]) -> str | None:
+    """A sentence when, with the last of ``rows``, the validation loss has risen three times in a row while the training
+    loss fell; None otherwise, and where that was so before: it is said once."""
+    looks = [(fmean(row["val_loss"].values()), row["loss"]) for row in rows if row.get("val_loss") and "loss" in row]
+
+    def rising(end: int) -> bool:
+        val, train = zip(*looks[end - 4 : end], strict=True)
+        return val[0] < val[1] < val[2] < val[3] and train[3] < train[0]
+
+    if len(looks) < 4 or not rising(len(looks)) or any(rising(end) for end in range(4, len(looks))):
+        return None
+    return (
+        f"validation loss has risen three times ({looks[-4][0]:.4f} to {looks[-1][0]:.4f}) while training loss fell: "
+        "the stage begins to learn its images by heart. More data, --flip or a smaller budget help."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,15 +1,16 @@
 """The training loop of one stage, read from top to bottom.
 
 Resume is replay: the learning rate, the data, all noise, EMA and the moments of checkpoints are pure functions of
-``images_seen``; what hangs on the clock or on chance is a recorded event (DESIGN decision 7). So a run that is killed and
-started again ends with the same weights, bit for bit, as one that was never stopped.
+``images_seen``; what hangs on the clock or on chance is a recorded event (DESIGN decision 7). So a run that is killed
+and started again ends with the same weights, bit for bit, as one that was never stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,17 @@ import torch
 from cdm.errors import UserError
 from cdm.rng import Rng
 from cdm.stage import Stage, build_stage
-from cdm.train.checkpoint import latest_checkpoint, prune, save_checkpoint, save_snapshots, save_weights
+from cdm.train.checkpoint import (
+    delete_after,
+    latest_checkpoint,
+    prune,
+    save_checkpoint,
+    save_snapshots,
+    save_weights,
+)
 from cdm.train.events import Events
-from cdm.train.log import TrainLog, TrainProgress
-from cdm.train.plan import Plan, Segment, learning_rate, round_to_batch
+from cdm.train.log import TrainLog, TrainProgress, overfit_warning, read_log
+from cdm.train.plan import Pace, Plan, Segment, goal_in_time, learning_rate, round_to_batch
 from cdm.train.step import BatchSource, Trainee
 
 BAD_STEPS = 8
@@ -59,16 +67,32 @@ class StageJob:
     stop: Callable[[], bool] = lambda: False
 
 
+@dataclass(frozen=True)
+class RollBack:
+    """From ``to`` images on, attempt ``attempt`` holds, at ``lr_scale`` of the learning rate."""
+
+    to: int
+    attempt: int
+    lr_scale: float
+
+
 def read_plan(events: Events, stage: int) -> Plan | None:
     """The recorded plan of a stage, or None before it was made."""
-    segments, interval, seconds = [], 0, 0.0
-    for event in events.all():
-        if event.get("stage") != stage:
-            continue
-        if event["kind"] == "budget":
-            segments.append(Segment(event["at"], event["images"]))
-            interval, seconds = event["checkpoint_images"], event["seconds"]
-    return Plan(tuple(segments), interval, seconds) if segments else None
+    budgets = events.all("budget", stage)
+    if not budgets:
+        return None
+    segments = tuple(Segment(event["at"], event["images"]) for event in budgets)
+    return Plan(segments, budgets[-1]["checkpoint_images"], budgets[-1]["seconds"])
+
+
+def read_roll_backs(events: Events, stage: int) -> list[RollBack]:
+    """Recorded roll-backs of a stage that still count, ``to`` not falling: a later one that went further back has made
+    those before void."""
+    kept: list[RollBack] = []
+    for event in events.all("rollback", stage):
+        roll_back = RollBack(event["to"], event["attempt"], event["lr_scale"])
+        kept = [*(r for r in kept if r.to <= roll_back.to), roll_back]
+    return kept
 
 
 def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainProgress) -> None:
@@ -76,117 +100,147 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
     plan = read_plan(events, job.stage.index)
     assert plan is not None
     batch_size = job.stage.config.optim.batch_size
-    trainee = _resume(job, events, progress)
-    rng = Rng(job.seed, job.stage.index, trainee.attempt)
+    roll_backs = read_roll_backs(events, job.stage.index)
+    trainee = _resume(job, roll_backs, progress)
+    if trainee.images_seen:
+        progress.say(f"stage {job.stage.name}: going on from {trainee.images_seen:,} images")
     log.start(trainee.images_seen)
-    begin_seconds, begin = trainee.seconds, time.perf_counter()
-    overfit, data_seconds = _Overfit(), 0.0
+    clock = _Clock(trainee.seconds)
+    pace = Pace(max(plan.checkpoint_images, plan.goal // 8))
     log_every = max(batch_size, round_to_batch(plan.checkpoint_images / 8, batch_size))
 
     while trainee.images_seen < plan.total(trainee.images_seen):
+        _begin_attempt(trainee, roll_backs)
+        rng = Rng(job.seed, job.stage.index, trainee.attempt)
         positions = torch.arange(trainee.images_seen, trainee.images_seen + batch_size)
-        before = time.perf_counter()
-        batch = job.batches(rng, positions)
-        data_seconds += time.perf_counter() - before
+        with clock.waiting():
+            batch = job.batches(rng, positions)
         lr = learning_rate(job.stage.config.optim, plan, trainee.images_seen)
         trainee.step(batch, rng, lr)
 
         seen = trainee.images_seen
         total = plan.total(seen)
         done = seen >= total
-        trainee.seconds = begin_seconds + time.perf_counter() - begin
-        saving = done or _crossed(seen, batch_size, plan.checkpoint_images)
+        trainee.seconds = clock.seconds()
+        saving = done or plan.is_regular(seen)
 
         # counters are read late: a step in between does not wait for the device
         if (saving or _crossed(seen, batch_size, CHECK_STEPS * batch_size)) and float(trainee.max_bad_run) >= BAD_STEPS:
-            trainee = _roll_back(job, events, progress, trainee)
-            rng = Rng(job.seed, job.stage.index, trainee.attempt)
+            trainee = _roll_back(job, plan, events, progress, trainee)
+            roll_backs = read_roll_backs(events, job.stage.index)
             log.go_back(trainee.images_seen)
-            begin_seconds, begin = trainee.seconds, time.perf_counter()
             continue
 
         rate = progress.update(seen, total=total)
-        row: dict[str, Any] = {}
-        validating = _marked(seen, batch_size, plan.segments[0].total, VALIDATIONS, done)
-        if saving or validating or _crossed(seen, batch_size, log_every):
-            loss, norm = trainee.read_means()
-            elapsed = max(trainee.seconds - begin_seconds, 1e-9)
-            row = {"loss": loss, "lr": lr * trainee.lr_scale, "grad_norm": norm, "images_per_s": rate}
-            row |= {"seconds": trainee.seconds, "skipped": int(trainee.skipped), "attempt": trainee.attempt}
-            row |= {"data_wait": data_seconds / elapsed}
-            progress.loss = loss
-
+        validating = _marked(seen, batch_size, total, VALIDATIONS)
+        logging = saving or validating or _crossed(seen, batch_size, log_every)
+        if logging:
+            _log(log, trainee, progress, lr, rate, clock)
         if saving:
-            _save(job, trainee)
-        if validating and job.evaluate is not None:
-            show_ema(trainee, job.shadow)
-            row["val_loss"] = job.evaluate(job.shadow)
-            overfit.look(job.stage.name, row, progress)
-        if row:
-            log.write(seen, **row)
-        if job.preview is not None and _marked(seen, batch_size, plan.segments[0].total, PREVIEWS, done):
+            _save(job, trainee, plan)
+        if validating and not done:
+            _validate(job, trainee, log, progress)
+        if job.preview is not None and not done and _marked(seen, batch_size, total, PREVIEWS):
             show_ema(trainee, job.shadow)
             job.preview(job.shadow, seen)
 
-        if plan.seconds and not done and _crossed(seen, batch_size, plan.checkpoint_images):
-            trainee.seconds = begin_seconds + time.perf_counter() - begin
-            plan = _keep_time(job, events, progress, trainee, plan)
+        if plan.seconds and not done and logging:
+            plan = _keep_time(job, events, progress, plan, seen, clock.seconds(), pace)
         if not done and job.stop():
             if not saving:
-                _save(job, trainee)
+                trainee.seconds = clock.seconds()
+                _save(job, trainee, plan)
             raise Stopped
 
+    # after the loop, so that a run killed since its last checkpoint makes good for it
+    _validate(job, trainee, log, progress)
+    if job.preview is not None:
+        show_ema(trainee, job.shadow)
+        job.preview(job.shadow, trainee.images_seen)
 
-def _resume(job: StageJob, events: Events, progress: TrainProgress) -> Trainee:
-    """The newest good state, with the roll-backs recorded since applied to it."""
+
+class _Clock:
+    """Seconds that a stage has trained for in all its sessions, and those of them that this session waited for data.
+    Pauses between sessions do not count."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._begin, self._waited = before, time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begin
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def data_wait(self) -> float:
+        """Share of this session's time that was spent waiting for data."""
+        return self._waited / max(time.perf_counter() - self._begin, 1e-9)
+
+
+def _resume(job: StageJob, roll_backs: Sequence[RollBack], progress: TrainProgress) -> Trainee:
+    """The newest good state that no roll-back has made void; fresh weights where there is none."""
+
+    def usable(meta: dict[str, Any]) -> bool:
+        return all(meta["images_seen"] <= r.to for r in roll_backs if r.attempt > meta["attempt"])
+
+    found = latest_checkpoint(job.folder, progress.say, usable)
     trainee = Trainee(job.stage)
-    found = latest_checkpoint(job.folder, progress.say)
     if found is not None:
-        tensors, meta, _ = found
-        trainee.load(tensors, meta)
-        progress.say(f"stage {job.stage.name}: going on from {trainee.images_seen:,} images")
-    for event in events.all():
-        if event["kind"] == "rollback" and event.get("stage") == job.stage.index and event["attempt"] > trainee.attempt:
-            if event["to"] == trainee.images_seen:
-                _start_attempt(trainee, event["attempt"], event["lr_scale"])
+        trainee.load(found[0], found[1])
+    if roll_backs:
+        delete_after(job.folder, trainee.images_seen)
     return trainee
 
 
-def _start_attempt(trainee: Trainee, attempt: int, lr_scale: float) -> None:
-    trainee.attempt, trainee.lr_scale = attempt, lr_scale
-    trainee.bad_run.zero_()
-    trainee.max_bad_run.zero_()
+def _begin_attempt(trainee: Trainee, roll_backs: Sequence[RollBack]) -> None:
+    """Start the attempt that a roll-back recorded for these ``images_seen``."""
+    for roll_back in roll_backs:
+        if roll_back.to == trainee.images_seen and roll_back.attempt > trainee.attempt:
+            trainee.start_attempt(roll_back.attempt, roll_back.lr_scale)
 
 
-def _roll_back(job: StageJob, events: Events, progress: TrainProgress, broken: Trainee) -> Trainee:
-    """Back to the last checkpoint (or to fresh weights) at half the rate, under a new random key; recorded first."""
+def _roll_back(job: StageJob, plan: Plan, events: Events, progress: TrainProgress, broken: Trainee) -> Trainee:
+    """Back to the last checkpoint (or to fresh weights) at half the rate, under a new random key; recorded first.
+
+    It goes back to a regular checkpoint where it can, so that an interrupt before does not change where it goes.
+    """
     if broken.attempt + 1 > MAX_ATTEMPTS:
         raise UserError(
-            f"stage {job.stage.name}: no finite gradient for {BAD_STEPS} updates, {MAX_ATTEMPTS} times over; the last good "
-            "state is kept. Look at the data, or train with a lower learning rate or --precision fp32 in a new folder."
+            f"stage {job.stage.name}: no finite gradient for {BAD_STEPS} updates in a row, {MAX_ATTEMPTS + 1} times; "
+            "the last good state is kept. Look at the data, or train with --precision fp32 into a new --out."
         )
-    found = latest_checkpoint(job.folder, progress.say)
+    found = latest_checkpoint(job.folder, progress.say, lambda meta: plan.is_regular(meta["images_seen"]))
+    found = found or latest_checkpoint(job.folder, progress.say)
     to = found[1]["images_seen"] if found else 0
-    scale = broken.lr_scale / 2
+    attempt, scale = broken.attempt + 1, broken.lr_scale / 2
     events.append(
-        "rollback", stage=job.stage.index, at=broken.images_seen, to=to, attempt=broken.attempt + 1, lr_scale=scale
-    )
+        "rollback", stage=job.stage.index, at=broken.images_seen, to=to, attempt=attempt, lr_scale=scale
+    )  # fmt: skip
     progress.say(
-        f"stage {job.stage.name}: {BAD_STEPS} updates in a row without a finite gradient at {broken.images_seen:,} images; "
-        f"back to {to:,} at {scale:g} of the learning rate"
+        f"stage {job.stage.name}: {BAD_STEPS} updates in a row without a finite gradient at {broken.images_seen:,} "
+        f"images; back to {to:,} at {scale:g} of the learning rate"
     )
     if found is None:
         fresh = build_stage(job.stage.config, job.stage.index, num_classes=job.stage.num_classes, seed=job.seed)
         job.stage.net.load_state_dict(fresh.net.state_dict())
-    trainee = Trainee(job.stage)
-    if found is not None:
-        trainee.load(found[0], found[1])
-    trainee.seconds = broken.seconds
-    _start_attempt(trainee, broken.attempt + 1, scale)
-    return trainee
+    return _resume(job, read_roll_backs(events, job.stage.index), progress)
 
 
-def _save(job: StageJob, trainee: Trainee) -> None:
+def _log(
+    log: TrainLog, trainee: Trainee, progress: TrainProgress, lr: float, rate: float | None, clock: _Clock
+) -> None:
+    loss, norm = trainee.read_means()
+    progress.loss = loss
+    log.write(
+        trainee.images_seen, loss=loss, lr=lr * trainee.lr_scale, grad_norm=norm, images_per_s=rate,
+        seconds=trainee.seconds, skipped=int(trainee.skipped), attempt=trainee.attempt, data_wait=clock.data_wait(),
+    )  # fmt: skip
+
+
+def _save(job: StageJob, trainee: Trainee, plan: Plan) -> None:
     """The weights people sample from, then the checkpoint: a kill in between is made good by the replay."""
     weights = {name: p.detach() for name, p in zip(trainee.names, trainee.params, strict=True)}
     emas = {
@@ -197,7 +251,18 @@ def _save(job: StageJob, trainee: Trainee) -> None:
     save_snapshots(job.folder, trainee.images_seen, emas, keep=job.keep)
     tensors, meta = trainee.state()
     save_checkpoint(job.folder, trainee.images_seen, tensors, meta)
-    prune(job.folder, keep=job.keep)
+    prune(job.folder, keep=job.keep, regular=plan.is_regular)
+
+
+def _validate(job: StageJob, trainee: Trainee, log: TrainLog, progress: TrainProgress) -> None:
+    """Adds the validation loss to the line of the log, and says when it tells of learning by heart."""
+    if job.evaluate is None:
+        return
+    show_ema(trainee, job.shadow)
+    log.write(trainee.images_seen, val_loss=job.evaluate(job.shadow))
+    warning = overfit_warning(read_log(log.path, job.stage.index))
+    if warning:
+        progress.say(f"stage {job.stage.name}: {warning}")
 
 
 @torch.no_grad()
@@ -211,45 +276,22 @@ def _crossed(seen: int, batch_size: int, interval: int) -> bool:
     return seen // interval > (seen - batch_size) // interval
 
 
-def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...], done: bool) -> bool:
-    """Whether the update that ended at ``seen`` passed one of ``marks``, shares of the first goal; the end always."""
-    return done or any(seen - batch_size < mark * total <= seen for mark in marks)
+def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...]) -> bool:
+    """Whether the update that ended at ``seen`` passed one of ``marks``, shares of the goal in force."""
+    return any(seen - batch_size < mark * total <= seen for mark in marks)
 
 
-def _keep_time(job: StageJob, events: Events, progress: TrainProgress, trainee: Trainee, plan: Plan) -> Plan:
+def _keep_time(
+    job: StageJob, events: Events, progress: TrainProgress, plan: Plan, seen: int, seconds: float, pace: Pace
+) -> Plan:
     """Shorten the stage, by a recorded event, when it will overrun its time by more than 10 %."""
-    seen, total = trainee.images_seen, plan.total(trainee.images_seen)
-    rate = seen / max(trainee.seconds, 1e-9)
-    if trainee.seconds + (total - seen) / rate <= 1.1 * plan.seconds:
-        return plan
-    batch_size = job.stage.config.optim.batch_size
-    goal = seen + round_to_batch(max(plan.seconds - trainee.seconds, 0) * rate, batch_size)
-    if goal >= total:
+    rate = pace.update(seconds, seen)
+    goal = None if rate is None else goal_in_time(plan, seen, seconds, rate, job.stage.config.optim.batch_size)
+    if goal is None:
         return plan
     events.append(
         "budget", stage=job.stage.index, at=seen, images=goal, checkpoint_images=plan.checkpoint_images,
         seconds=plan.seconds, why="behind the clock",
     )  # fmt: skip
-    progress.say(f"stage {job.stage.name}: behind the clock; {goal:,} images instead of {total:,}")
+    progress.say(f"stage {job.stage.name}: behind the clock; {goal:,} images instead of {plan.total(seen):,}")
     return dataclasses.replace(plan, segments=(*plan.segments, Segment(seen, goal)))
-
-
-class _Overfit:
-    """Warns once when the validation loss rises for three looks while the training loss falls."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[float, float]] = []
-        self.warned = False
-
-    def look(self, stage: str, row: dict[str, Any], progress: TrainProgress) -> None:
-        values = list(row["val_loss"].values())
-        self.rows.append((sum(values) / max(len(values), 1), row["loss"]))
-        if self.warned or len(self.rows) < 4:
-            return
-        val, train = zip(*self.rows[-4:], strict=True)
-        if val[0] < val[1] < val[2] < val[3] and train[3] < train[0]:
-            self.warned = True
-            progress.say(
-                f"stage {stage}: validation loss has risen three times ({val[0]:.4f} to {val[3]:.4f}) while training "
-                "loss fell: the stage begins to learn its images by heart. More data, --flip or a smaller budget help."
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from cdm.train.step import BatchSource, Trainee
 
 OVERHEAD = 0.08
 """Share of a time budget kept for validation, previews, checkpoints and the last samples."""
+LATE = 1.1
+"""A stage that would take longer than this multiple of its time is shortened."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Plan:
-    """How far a stage trains. ``segments`` rise in ``at``; ``seconds`` is its share of a time budget, 0 without one."""
+    """How far a stage trains. Of ``segments``, in the order they were decided in, a later one overrules those before
+    from its ``at`` on; ``seconds`` is the stage's share of a time budget, 0 without one."""
 
     segments: tuple[Segment, ...]
     checkpoint_images: int
@@ -36,6 +40,15 @@ class Plan:
     def total(self, images_seen: int) -> int:
         """The goal in force after ``images_seen`` images."""
         return next(s.total for s in reversed(self.segments) if s.at <= images_seen or s is self.segments[0])
+
+    @property
+    def goal(self) -> int:
+        """Where the stage ends, as far as decided."""
+        return self.segments[-1].total
+
+    def is_regular(self, images_seen: int) -> bool:
+        """Whether a checkpoint is due at ``images_seen``, however the run was interrupted."""
+        return images_seen % self.checkpoint_images == 0
 
 
 def learning_rate(config: OptimConfig, plan: Plan, images_seen: int) -> float:
@@ -66,13 +79,52 @@ def measure_speed(trainee: Trainee, batches: BatchSource, rng: Rng, *, seconds: 
     return steps * size / (time.perf_counter() - begin)
 
 
+class Pace:
+    """Training speed over the last ``images`` images of this session. A fall (roll-back) starts anew."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, seconds: float, images_seen: int) -> float | None:
+        """Takes in a point and returns images per second; None until enough was seen to tell."""
+        points = self._points
+        if points and images_seen <= points[-1][1]:
+            points.clear()
+        points.append((seconds, images_seen))
+        while len(points) > 2 and images_seen - points[1][1] >= self._images:
+            points.popleft()
+        begin, before = points[0]
+        if images_seen - before < self._images or seconds <= begin:
+            return None
+        return (images_seen - before) / (seconds - begin)
+
+
+def goal_in_time(plan: Plan, images_seen: int, seconds: float, pace: float, batch_size: int) -> int | None:
+    """A smaller goal that is reached in time, where the one in force would be over 10 % late; else None.
+
+    seconds: that the stage has trained for. pace: images per second.
+    """
+    total = plan.total(images_seen)
+    decided = plan.segments[-1].at >= images_seen  # it was decided before, and is replayed now
+    if decided or seconds + (total - images_seen) / pace <= LATE * plan.seconds:
+        return None
+    goal = images_seen + round_to_batch(max(plan.seconds - seconds, 0) * pace, batch_size)
+    return goal if goal < total else None
+
+
+def cost_share(stage: StageConfig) -> float:
+    """Weight of a stage in a time budget; all weigh the same where the recipe says nothing."""
+    return stage.optim.cost_share or 1.0
+
+
 def share_minutes(stages: Sequence[StageConfig], speeds: Sequence[float], seconds: float) -> list[tuple[int, float]]:
-    """Images and seconds of each stage for a time budget; ``cost_share`` weighs them (equal where it is 0).
+    """Images and seconds of each stage for a time budget, divided by ``cost_share``.
 
     Raises:
         UserError: the time does not suffice for ten updates of each stage.
     """
-    weights = [stage.optim.cost_share or 1.0 for stage in stages]
+    weights = [cost_share(stage) for stage in stages]
     out = []
     for stage, speed, weight in zip(stages, speeds, weights, strict=True):
         own = seconds * weight / sum(weights)
@@ -86,6 +138,6 @@ def check_budget(images: int, stage: StageConfig, source: str) -> None:
     least = 10 * stage.optim.batch_size
     if images < least:
         raise UserError(
-            f"the budget is too small: {source} gives the stage at {stage.size} {max(images, 0)} images, expected at least "
-            f"{least} (10 updates of {stage.optim.batch_size}): raise --images or --minutes."
+            f"the budget is too small: {source} gives the stage at {stage.size} {max(images, 0)} images, "
+            f"expected at least {least} (10 updates of {stage.optim.batch_size}): raise --images or --minutes."
         )

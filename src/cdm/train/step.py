@@ -34,7 +34,7 @@ class Trainee:
     """The training state of a stage: network, optimiser, EMA, and counters that live on the device.
 
     A step whose loss or gradient is not finite changes neither weights nor moments: the fused optimiser reads the flag
-    on the device. ``max_bad_run`` is the longest run of such steps since it was last read.
+    on the device. ``bad_run`` counts such steps in a row, ``max_bad_run`` is its largest value in this attempt.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -91,14 +91,20 @@ class Trainee:
         self.norm_sum += torch.where(bad > 0, 0.0, norm)
         self.loss_count += good
 
+    def start_attempt(self, attempt: int, lr_scale: float) -> None:
+        """Go on from here under another random key, at a share of the learning rate."""
+        self.attempt, self.lr_scale = attempt, lr_scale
+        self.bad_run.zero_()
+        self.max_bad_run.zero_()
+
     def sync(self) -> None:
         """Wait for the device."""
         float(self.loss_count)
 
     def read_means(self) -> tuple[float, float]:
         """Mean loss and gradient norm of the good steps since the last call; NaN where there was none."""
-        count = float(self.loss_count)
-        means = (float(self.loss_sum) / count, float(self.norm_sum) / count) if count else (float("nan"),) * 2
+        count = float(self.loss_count) or float("nan")
+        means = float(self.loss_sum) / count, float(self.norm_sum) / count
         for total in (self.loss_sum, self.norm_sum, self.loss_count):
             total.zero_()
         return means
@@ -122,6 +128,7 @@ class Trainee:
             "seconds": self.seconds,
             "skipped": float(self.skipped),
             "bad_run": float(self.bad_run),
+            "max_bad_run": float(self.max_bad_run),
         }
         return tensors, meta
 
@@ -131,18 +138,17 @@ class Trainee:
             for i, (name, param) in enumerate(zip(self.names, self.params, strict=True)):
                 param.copy_(tensors[f"param/{name}"])
                 if f"step/{name}" in tensors:
-                    layout = {"memory_format": torch.preserve_format}
                     own = self.optimizer.state[param]
                     own["step"] = tensors[f"step/{name}"].to(param.device).clone()
                     for moment in ("exp_avg", "exp_avg_sq"):
-                        own[moment] = torch.empty_like(param, **layout).copy_(tensors[f"{moment}/{name}"])
+                        own[moment] = torch.empty_like(param).copy_(tensors[f"{moment}/{name}"])
                 for profile, averaged in zip(self.ema.profiles, self.ema.params, strict=True):
                     averaged[i].copy_(tensors[f"ema-{profile:.3f}/{name}"])
         self.images_seen, self.attempt = int(meta["images_seen"]), int(meta["attempt"])
         self.lr_scale, self.seconds = float(meta["lr_scale"]), float(meta["seconds"])
         self.skipped.fill_(meta["skipped"])
         self.bad_run.fill_(meta["bad_run"])
-        self.max_bad_run.copy_(self.bad_run)
+        self.max_bad_run.fill_(meta.get("max_bad_run", meta["bad_run"]))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
