@@ -46,7 +46,11 @@ class GaussianDenoiser:
         level = logsnr.to(x_t.dtype).view(-1, 1, 1, 1)
         alpha, sigma = alpha_sigma(level)
         whitened = (x_t - alpha * mean) / marginal_variance(std, level)
-        fraction = None if self.grid is None else self._fraction(std, float(logsnr[0])).expand_as(x_t)
+        fraction = None
+        if self.grid is not None:
+            levels, place = logsnr.unique(return_inverse=True)
+            fractions = [self._fraction(std, value).expand(1, *x_t.shape[1:]) for value in levels.tolist()]
+            fraction = torch.cat(fractions).to(x_t.dtype)[place]
         return Prediction(mean + alpha * std**2 * whitened, sigma * whitened, fraction)
 
     def _fraction(self, std: Tensor, logsnr_t: float) -> Tensor:

@@ -53,7 +53,6 @@ def stage_bound(stage: Stage, one: Batch, device: torch.device) -> torch.Tensor:
     assert table is not None and len(one.index) == 1
     rng = Rng(0, stage.index)
     clean = Stage(_clean(stage), stage.index, stage.net, num_classes=stage.num_classes, levels=stage.levels)
-    clean.denoiser.dtype = stage.denoiser.dtype
     cond, _ = make_cond(clean, one, rng)
     total = prior_bits_per_dim(stage.denoiser, one.x0).double().sum()
     for begin in range(0, len(table), CHUNK):
