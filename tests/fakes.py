@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cdm.artifacts import make_folder, save_json
 from cdm.cascade import Cascade
-from cdm.config import AugmentationConfig, CascadeConfig, DataConfig, NetConfig, SamplingConfig, StageConfig
+from cdm.config import AugmentationConfig, CascadeConfig, DataConfig, NetConfig, SamplingConfig, StageConfig, to_dict
 from cdm.nn.unet import UNet
 from cdm.stage import Stage, build_stage
+from cdm.train.checkpoint import save_weights
 
 Function = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -81,3 +84,14 @@ class FunctionNet(UNet):
 
 def function_stage(config: StageConfig, function: Function, index: int = 0, **options: Any) -> Stage:
     return Stage(config, index, FunctionNet(function), **({"num_classes": 0} | options))
+
+
+def save_run(run: Path, cascade: Cascade) -> Path:
+    """The run folder that training would leave, its EMA profiles being the weights themselves, halved and doubled."""
+    make_folder(run)
+    save_json(run / "cascade.json", {"config": to_dict(cascade.config)})
+    for stage in cascade.stages:
+        params = {name: p.detach() for name, p in stage.net.named_parameters()}
+        emas = {s: {name: p * by for name, p in params.items()} for s, by in ((0.05, 0.5), (0.10, 2.0))}
+        save_weights(run / stage.name, params, emas, {"images_seen": 64})
+    return run

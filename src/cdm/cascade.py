@@ -163,35 +163,31 @@ class Cascade:
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
         given = [len(x) for x in (labels, seeds, low_res) if x is not None]
         count = num_images if num_images is not None else (given or [1])[0]
-        everything = _Chunk(
-            labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
-            seeds=torch.arange(count) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64),
-            low_res=low_res,
-        )
-        self._check(everything, count)
+        all_labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        all_seeds = torch.arange(count) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64)
+        self._check(count, all_labels, all_seeds, low_res)
         running = self.stages[0 if low_res is None else 1 : last + 1]
         for stage in running:
-            stage.check_labels(everything.labels, count)
+            stage.check_labels(all_labels, count)
         stops = {stage.index: self._truncation(stage, settings) for stage in running[:-1]}
-        parts = []
+        everything, parts = _Chunk(all_labels, all_seeds, low_res), []
         for begin in range(0, count, batch_size):
             chunk = everything.rows(slice(begin, begin + batch_size), self.device)
             parts.append(self._sample_chunk(chunk, running, settings, stops, progress))
         images = tuple(torch.cat(stage_images) for stage_images in zip(*(part[0] for part in parts), strict=True))
         _, evaluations, saved = parts[0]
-        return Samples(images, everything.labels, everything.seeds, evaluations, saved)
+        return Samples(images, all_labels, all_seeds, evaluations, saved)
 
-    def _check(self, everything: _Chunk, count: int) -> None:
+    def _check(self, count: int, labels: Tensor | None, seeds: Tensor, low_res: Tensor | None) -> None:
         """What is asked for fits together and fits this cascade."""
         if count < 1:
             raise UserError(f"got {count} images to sample; expected at least 1.")
-        for name in ("labels", "seeds", "low_res"):
-            given = getattr(everything, name)
+        for name, given in (("labels", labels), ("seeds", seeds), ("low_res", low_res)):
             if given is not None and len(given) != count:
                 raise UserError(f"got {len(given)} {name} for {count} images; expected one for each.")
-        if everything.labels is not None and not self.config.num_classes:
+        if labels is not None and not self.config.num_classes:
             raise UserError("got labels, but this cascade was trained without classes: leave them out.")
-        low_res, wanted = everything.low_res, self.stages[0].shape
+        wanted = self.stages[0].shape
         if low_res is not None and tuple(low_res.shape[1:]) != wanted:
             raise UserError(
                 f"got low_res images of shape {tuple(low_res.shape[1:])}; expected {wanted} (channels, height, width), "
@@ -257,19 +253,20 @@ class Cascade:
 
 def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Network evaluations per stage: those asked for from the base up, then the run's own."""
-    total = len(config.stages)
-    default = config.sampling.steps or (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (total - 1)
+    stages = config.stages
+    most = [s.schedule.num_timesteps if s.schedule.kind.endswith("_table") else MAX_STEPS for s in stages]
+    usual = (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (len(stages) - 1)
+    default = config.sampling.steps or tuple(map(min, usual, most))
     given = default if asked is None else tuple(asked)
-    if not 0 < len(given) <= total:
+    if not 0 < len(given) <= len(stages):
         raise UserError(
-            f"got {len(given)} numbers of steps for {total} stages; expected one per stage from the base up, "
+            f"got {len(given)} numbers of steps for {len(stages)} stages; expected one per stage from the base up, "
             f"as {','.join(map(str, default))}."
         )
     given += default[len(given) :]
-    for stage, count in zip(config.stages, given, strict=True):
-        most = stage.schedule.num_timesteps if stage.schedule.kind.endswith("_table") else MAX_STEPS
-        if not 1 <= count <= most:
-            raise UserError(f"got {count} steps for the stage at {stage.size}; expected 1 to {most}.")
+    for stage, count, limit in zip(stages, given, most, strict=True):
+        if not 1 <= count <= limit:
+            raise UserError(f"got {count} steps for the stage at {stage.size}; expected 1 to {limit}.")
     return given
 
 
