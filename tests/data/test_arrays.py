@@ -64,9 +64,9 @@ def test_bad_files_are_skipped_and_named_and_odd_ones_converted(mixed):
     cyan = array.images[array.names.index("odd/cmyk.jpg")].astype(int)
     assert np.abs(cyan - np.array([0, 255, 255]).reshape(3, 1, 1)).max() <= 3
     skipped, reduced, few = array.warnings
-    assert skipped == "4 of 21 files were skipped."
-    assert "1 images have 16 bits" in reduced
-    assert few == "under 10 images in 1 classes: odd (5)."
+    assert skipped == "4 of 21 files skipped."
+    assert "1 of 17 images reduced from 16 bits" in reduced
+    assert few == "under 10 images in 1 class: odd (5)."
 
 
 def test_images_are_cropped_and_averaged(tmp_path):

@@ -50,7 +50,7 @@ def main() -> None:
     import torch._dynamo  # an optimiser imports it
 
     from cdm import recipes
-    from cdm.cli import train as _  # noqa: F401
+    from cdm.pipeline import describe, train_run  # noqa: F401
 
     torch.set_num_threads(1)
     sys.modules["tensorboard"] = None  # type: ignore[assignment]  # as if it were not installed
@@ -71,6 +71,7 @@ def launch(
     os.dup2(file, 1)
     os.dup2(file, 2)
     status = 70
+    os.fsync = lambda fd: None  # a kill loses nothing that the system was given; only a loss of power would
     try:
         from cdm.cli.main import main as cdm
         from cdm.train import loop

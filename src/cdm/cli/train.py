@@ -8,15 +8,13 @@ from cdm.cli.options import Train
 from cdm.cli.say import say
 from cdm.config import CascadeConfig, DataConfig
 from cdm.data.plan import check_sizes
-from cdm.pipeline.describe import describe
 from cdm.pipeline.request import TrainRequest
-from cdm.pipeline.train_run import prepare, train
-from cdm.recipes import SIZES, make_config
+from cdm.recipes import SIZES, check_recipe, make_config
 from cdm.recipes.facts import Facts
-from cdm.train.loop import Stopped
 
 
 def run_train(options: Train, command: str) -> None:
+    check_recipe(options.recipe)
     request = TrainRequest(
         data=options.data,
         out=Path(options.out),
@@ -39,6 +37,11 @@ def run_train(options: Train, command: str) -> None:
         allow_changed_data=options.allow_changed_data,
         command=command,
     )
+
+    # torch comes only now: wrong options are told at once
+    from cdm.pipeline.describe import describe
+    from cdm.pipeline.train_run import prepare, train
+    from cdm.train.loop import Stopped
 
     def recipe(sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int) -> CascadeConfig:
         return make_config(request.recipe, Facts(sizes, class_names, data, count, request.seed))

@@ -188,16 +188,17 @@ def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]
 
 def _warnings(array: ImageArray, reduced: int) -> Iterator[str]:
     if array.skipped:
-        yield f"{len(array.skipped)} of {len(array) + len(array.skipped)} files were skipped."
+        yield f"{len(array.skipped)} of {len(array) + len(array.skipped)} files skipped."
     if reduced:
-        yield f"{reduced} images have 16 bits and were reduced to 8; --channels 1 keeps 16-bit greyscale."
+        yield f"{reduced} of {len(array)} images reduced from 16 bits to 8; --channels 1 keeps 16-bit greyscale."
     if len(array) == 1:
         yield "there is one image only; a model of it can do no more than repeat it."
     if array.labels is not None:
         counts = Counter(array.labels.tolist())
         few = [f"{array.class_names[label]} ({n})" for label, n in sorted(counts.items()) if n < FEW_IMAGES]
         if few:
-            yield f"under {FEW_IMAGES} images in {len(few)} classes: {', '.join(few[:8])}{', ...' * (len(few) > 8)}."
+            classes = "1 class" if len(few) == 1 else f"{len(few)} classes"
+            yield f"under {FEW_IMAGES} images in {classes}: {', '.join(few[:8])}{', ...' * (len(few) > 8)}."
 
 
 def _key(source: Source, shape: tuple[int, ...], bit_depth: int) -> str:

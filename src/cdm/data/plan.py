@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image as PILImage
 
 from cdm.data.decode import NPY_MAGIC
-from cdm.data.letters import NATIVE_SIZE
 from cdm.data.source import Source
 from cdm.errors import UserError
 
@@ -29,6 +28,8 @@ class Sizes:
 def scan_sizes(source: Source, sample: int = 2000) -> Sizes:
     """Read the headers of at most ``sample`` evenly spread images. Raises ``UserError`` if none is an image."""
     if source.letters:
+        from cdm.data.letters import NATIVE_SIZE  # draws with torch, which checking sizes must not wait for
+
         return Sizes(NATIVE_SIZE, False, len(source))
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int))
     headers = [header for i in rows.tolist() if (header := _header(source, i))]

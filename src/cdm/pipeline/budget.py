@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cdm.config import StageConfig
 from cdm.errors import UserError
@@ -27,11 +28,12 @@ def plan_stages(
     events: Events,
     speed: Speed,
     began: float,
-) -> None:
-    """Record a budget for each stage of ``todo`` that has none yet. ``began``: when the command started."""
+) -> list[dict[str, Any]]:
+    """The events that give a budget to each stage of ``todo`` that has none yet; they are not recorded here. ``began``:
+    when the command started."""
     fresh = [k for k in todo if read_plan(events, k) is None]
     if not fresh:
-        return
+        return []
     own = {k: request.images or (stages[k].optim.images if request.minutes is None else 0) for k in fresh}
     counted = all(own.values())
     if counted:
@@ -48,16 +50,24 @@ def plan_stages(
         left = minutes * 60 * part - (time.monotonic() - began)
         shares = share_minutes([stages[k] for k in fresh], [speeds[k] for k in fresh], left)
         budget = dict(zip(fresh, shares, strict=True))
+    planned = []
     for k in fresh:
         images, seconds = budget[k]
         batch_size = stages[k].optim.batch_size
         interval = request.checkpoint_images or min(speeds[k] * CHECKPOINT_SECONDS, images / 4)
-        events.append(
-            "budget", stage=k, at=0, images=images, checkpoint_images=round_to_batch(interval, batch_size),
-            seconds=seconds, images_per_s=round(speeds[k], 2) if measured else None,
-            asked_images=own[k] if counted else None,
-            asked_minutes=None if counted else request.minutes or DEFAULT_MINUTES,
-        )  # fmt: skip
+        planned.append(
+            {
+                "stage": k,
+                "at": 0,
+                "images": images,
+                "checkpoint_images": round_to_batch(interval, batch_size),
+                "seconds": seconds,
+                "images_per_s": round(speeds[k], 2) if measured else None,
+                "asked_images": own[k] if counted else None,
+                "asked_minutes": None if counted else request.minutes or DEFAULT_MINUTES,
+            }
+        )
+    return planned
 
 
 def extend(

@@ -21,9 +21,6 @@ def describe(prepared: Prepared) -> None:
     """Print the plan of a run."""
     request, stages = prepared.request, prepared.config.stages
     speeds: dict[int, float] = {}
-    table = Table(title=f"{request.recipe}: {' -> '.join(map(str, prepared.config.sizes))}")
-    for title in ("stage", "parameters", "GFLOPs/image", "batch", "memory", "images/s", "images", "time"):
-        table.add_column(title, justify="right")
     rows = []
     for k in prepared.todo:
         stage, optim = stages[k], stages[k].optim
@@ -42,21 +39,27 @@ def describe(prepared: Prepared) -> None:
             )
         rows.append((k, count_parameters(stage.net), flops, memory))
     budget = _images(prepared, speeds)
+    facts: dict[str, dict[str, str]] = {}
     for k, parameters, flops, memory in rows:
         speed, images = speeds.get(k), budget.get(k)
-        table.add_row(
-            prepared.stage_name(k),
-            f"{parameters / 1e6:.2f} M",
-            f"{flops / 1e9:.2f}",
-            str(stages[k].optim.batch_size),
-            f"{memory / 2**30:.2f} GiB",
-            f"{speed:.0f}" if speed else "not measured",
-            f"{images:,}" if images else "?",
-            duration(images / speed) if images and speed else "?",
-        )
+        facts[prepared.stage_name(k)] = {
+            "parameters": f"{parameters / 1e6:.2f} M",
+            "GFLOPs per image": f"{flops / 1e9:.2f}",
+            "batch": str(stages[k].optim.batch_size),
+            "memory": f"{memory / 2**30:.2f} GiB",
+            "images/s": f"{speed:.0f}" if speed else "not measured",
+            "images": f"{images:,}" if images else "not known",
+            "time": duration(images / speed) if images and speed else "not known",
+        }
+    table = Table("stage", title=f"recipe {request.recipe}")  # a column for each stage: it fits a narrow screen
+    for name in facts:
+        table.add_column(name, justify="right")
+    for fact in next(iter(facts.values())):
+        table.add_row(fact, *(of_stage[fact] for of_stage in facts.values()))
     console = Console()
     console.print(table)
-    console.print(f"nothing was written; without --dry-run this trains into {request.out}", markup=False)
+    told = f"nothing was written; without --dry-run this trains into {request.out}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _images(prepared: Prepared, speeds: dict[int, float]) -> dict[int, int]:

@@ -55,8 +55,23 @@ class TrainRequest:
             raise UserError(f"--channels is {self.channels}; expected 1 (grey), 3 (colour) or more.")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"--val-fraction is {self.val_fraction}; expected 0 (none) to below 1, as 0.05.")
+        check_seed(self.seed)
         if self.keep < 1:
             raise UserError(f"--keep is {self.keep}; expected at least 1 checkpoint.")
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed is {seed}; expected 0 to {2**31 - 1}.")
+
+
+def check_place(request: TrainRequest) -> None:
+    """Refuse a run folder inside the data: its pictures would count as data at the next start."""
+    data, out = Path(request.data).expanduser().resolve(), request.out.resolve()
+    if data.is_dir() and out.is_relative_to(data):
+        raise UserError(
+            f"--out {request.out} lies inside the data {request.data}; expected a folder elsewhere: change --out."
+        )
 
 
 def check_same(stored: dict[str, Any], request: TrainRequest) -> None:

@@ -21,7 +21,9 @@ from cdm.data.pixels import to_float, to_images
 from cdm.data.save import read_png_info, save_png, suffix_for
 from cdm.errors import UserError
 from cdm.evaluate.pictures import class_grid, png_bytes
+from cdm.pipeline.request import check_seed
 from cdm.runtime import precision_name
+from cdm.train.log import counted
 from cdm.types import Image
 
 Say = Callable[[str], None]
@@ -46,11 +48,6 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
     near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
     shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
     raise UserError(f"unknown class {name!r}; expected one of {shown}: did you mean {near[0]!r}?")
-
-
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31:
-        raise UserError(f"--seed is {seed}; expected 0 to {2**31 - 1}.")
 
 
 def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list[Any] | None:
@@ -150,10 +147,6 @@ def _save_sheet(cascade: Cascade, asks: Sequence[Ask], shown: list[list[Tensor]]
     )
     write_atomic(path, png_bytes(sheet))
     return path
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def check_free(paths: Sequence[Path]) -> None:

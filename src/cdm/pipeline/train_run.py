@@ -26,12 +26,12 @@ from cdm.errors import UserError
 from cdm.evaluate.report import training_report
 from cdm.pipeline.budget import extend, plan_stages
 from cdm.pipeline.look import Preview, Validation, final_grid
-from cdm.pipeline.request import TrainRequest, check_same, check_same_data
+from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 from cdm.stage import Stage, build_stage
 from cdm.train.events import Events
-from cdm.train.log import TrainLog, TrainProgress, duration, find_tensorboard
+from cdm.train.log import TrainLog, TrainProgress, counted, duration, find_tensorboard
 from cdm.train.loop import StageJob, read_plan, train_stage
 from cdm.train.plan import measure_speed
 from cdm.train.step import Trainee
@@ -94,6 +94,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     device = choose_device(request.device)
     dtype = choose_dtype(request.precision, device)
     threads = set_threads(request.threads)
+    check_place(request)
     source = open_source(request.data)
     stored = _stored(request.out)
     run = None
@@ -125,16 +126,22 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     config = run or make_config(sizes, array.class_names, data, len(train))
     if request.stage is not None and not 0 <= request.stage < len(sizes):
         raise UserError(f"got --stage {request.stage}; expected 0 (the base) to {len(sizes) - 1}.")
+    classes = f"of {counted(len(array.class_names), 'class', 'classes')}" if array.class_names else "without classes"
     say(
-        f"{len(train):,} training images of {max(len(array.class_names), 1)} "
-        f"{'classes' if len(array.class_names) != 1 else 'class'}, {len(val) if val else 0:,} held out; "
-        f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {threads} threads"
+        f"{counted(len(train), 'training image')} {classes}, {len(val) if val else 0:,} held out; "
+        f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {counted(threads, 'thread')}"
     )
     return Prepared(request, config, source.fingerprint, train, val, device, dtype, threads, began)
 
 
 def _stored(out: Path) -> dict[str, Any] | None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; expected a folder to make, or a run to go on with.")
     if not (out / "cascade.json").exists():
+        if next(out.glob("*-*/training/ckpt-*.safetensors"), None) is not None:
+            raise UserError(
+                f"{out} has checkpoints but no cascade.json; expected both: put it back, or choose another --out."
+            )
         return None
     stored = load_json(out / "cascade.json")
     if "training" not in stored:
@@ -164,12 +171,21 @@ def train(prepared: Prepared, say: Say) -> Path:
     folder = make_folder(prepared.folder)
     with RunLock(folder):
         remove_leftovers(folder)
-        _start(prepared, say)
+        stored = _stored(folder)
+        if stored is not None:  # checked again: another process may have begun since this one looked
+            check_same(stored, prepared.request)
+            check_same_data(stored, prepared.fingerprint, prepared.request)
         events = Events(folder / "events.jsonl")
         stages = prepared.config.stages
         extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
+        budgets = plan_stages(
+            prepared.request, stages, prepared.todo, events, _speedometer(prepared, say), prepared.began
+        )
+        if stored is None:  # nothing is written for a budget that is refused
+            _start(prepared, say)
         _note_machine(prepared, events, say)
-        plan_stages(prepared.request, stages, prepared.todo, events, _speedometer(prepared, say), prepared.began)
+        for budget in budgets:
+            events.append("budget", **budget)
         tensorboard = find_tensorboard(say)
         with _interrupts() as stop:
             for k in prepared.todo:
@@ -180,11 +196,6 @@ def train(prepared: Prepared, say: Say) -> Path:
 def _start(prepared: Prepared, say: Say) -> None:
     """Write down what the run is; ``cascade.json`` comes last, and where it is, all is."""
     folder, request = prepared.folder, prepared.request
-    stored = _stored(folder)
-    if stored is not None:  # checked again: another process may have begun since this one looked
-        check_same(stored, request)
-        check_same_data(stored, prepared.fingerprint, request)
-        return
     for k, stage in enumerate(prepared.config.stages):
         save_json(make_folder(folder / prepared.stage_name(k)) / "config.json", {"config": to_dict(stage)})
     training = {"data": request.data, "fingerprint": prepared.fingerprint, "options": request.fixed()}

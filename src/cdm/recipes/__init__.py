@@ -5,6 +5,7 @@ A new recipe is one function and one line here.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 from cdm.config import CascadeConfig
@@ -30,8 +31,13 @@ SIZES = {
 """Recipes that come with their own stage sizes; the others take them from the data."""
 
 
+def check_recipe(name: str) -> None:
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}: did you mean {near!r}?")
+
+
 def make_config(recipe: str, facts: Facts) -> CascadeConfig:
     """The configuration of ``recipe``. Raises ``UserError`` for a name that is not one."""
-    if recipe not in RECIPES:
-        raise UserError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}.")
+    check_recipe(recipe)
     return RECIPES[recipe](facts)

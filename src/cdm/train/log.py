@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cdm.artifacts import append_event, make_folder, read_log
 
-__all__ = ["TrainLog", "TrainProgress", "duration", "find_tensorboard", "overfit_warning", "read_log"]
+__all__ = ["TrainLog", "TrainProgress", "counted", "duration", "find_tensorboard", "overfit_warning", "read_log"]
 
 
 def find_tensorboard(say: Callable[[str], None]) -> type | None:
@@ -92,6 +92,11 @@ def duration(seconds: float) -> str:
     if s < 60:
         return f"{s} s"
     return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 class Rate:
