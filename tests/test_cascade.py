@@ -23,7 +23,7 @@ from cdm.rng import Purpose, Rng
 from cdm.types import Cond
 
 LETTERS = Path(__file__).parents[1] / "examples" / "letters"
-STEPS = (6, 4, 3)
+STEPS = (5, 3, 2)
 LABELS, SEEDS = torch.arange(7) % 3, torch.arange(7) * 5 + 100
 EACH = {"labels": LABELS, "seeds": SEEDS}
 
@@ -96,9 +96,9 @@ def test_random_streams_are_bit_identical_for_every_batch_size(rough, sampler, m
 def test_base_output_for_batch_1_and_7(cascade):
     """float32, before rounding to intensities."""
     base, own = cascade.stages[0], settings(cascade)
-    whole = run_stage(base, Cond(LABELS), SEEDS, own, 16).x_t
+    whole = run_stage(base, Cond(LABELS), SEEDS, own, 8).x_t
     for i in range(7):
-        alone = run_stage(base, Cond(LABELS[i : i + 1]), SEEDS[i : i + 1], own, 16).x_t
+        alone = run_stage(base, Cond(LABELS[i : i + 1]), SEEDS[i : i + 1], own, 8).x_t
         torch.testing.assert_close(alone[0], whole[i], rtol=0, atol=1e-4)
     assert whole.std() > 0.1
 
@@ -197,7 +197,7 @@ def test_previews_and_time_steps_of_a_truncated_run_are_those_of_the_whole_run(r
         previews = seen.setdefault(hand_over, [])
         keep = lambda stage, done, of, preview, to=previews: to.append(preview) if stage == 0 else None  # noqa: E731
         result = rough.sample([0], [1], settings=settings(rough, hand_over=hand_over), progress=keep)
-    assert 0 < len(seen["truncated"]) == 6 - result.saved_evaluations[0] < 6
+    assert 0 < len(seen["truncated"]) == 5 - result.saved_evaluations[0] < 5
     for cut, whole in zip(seen["truncated"], seen["non_truncated"], strict=False):
         assert torch.equal(cut, whole)
 
@@ -237,8 +237,8 @@ def test_truncation_stops_exactly_at_the_level(level, monkeypatch):
     assert not torch.equal(base.x_t, quantise(base.x_t)) and base.x_t.abs().max() > 1
     assert torch.equal(result.images[0], base.image) and torch.equal(base.image, quantise(base.image))
     low, high = cascade.stages[0].denoiser.logsnr_range
-    before = sum(low + (high - low) * i / 5 < told for i in range(6))  # evaluations at noisier levels
-    assert result.evaluations == (before, 4) and result.saved_evaluations == (6 - before, 0)
+    before = sum(low + (high - low) * i / 4 < told for i in range(5))  # evaluations at noisier levels
+    assert result.evaluations == (before, 3) and result.saved_evaluations == (5 - before, 0)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.35, 0.8])
@@ -250,7 +250,7 @@ def test_a_table_stops_at_its_nearest_entry_and_the_next_net_is_told_that(level,
     entry = table[(table - asked).abs().argmin()].item()
     assert spy.conds[0].aug_logsnr.item() == pytest.approx(entry, rel=1e-6)
     assert spy.runs[0].logsnr == entry and abs(entry - asked) > 1e-3
-    assert result.saved_evaluations[0] == 6 - result.evaluations[0] > 0
+    assert result.saved_evaluations[0] == 5 - result.evaluations[0] > 0
 
 
 def test_the_finished_hand_over_is_the_saved_image_with_noise(monkeypatch):
@@ -293,7 +293,7 @@ def test_given_low_res_images_take_the_place_of_the_base(rough):
     own = settings(rough)
     full = rough.sample(**EACH, settings=own)
     given = rough.sample(**EACH, settings=own, low_res=full.images[0])
-    assert equal(given, full) and given.evaluations == (0, 4, 3)
+    assert equal(given, full) and given.evaluations == (0, 3, 2)
     truncated = rough.sample(**EACH, settings=settings(rough, hand_over="truncated"), low_res=full.images[0])
     assert torch.equal(truncated.images[0], full.images[0])  # the base does not run, so it is not truncated
     assert truncated.saved_evaluations[0] == 0 < truncated.saved_evaluations[1]
