@@ -60,7 +60,7 @@ def learning_rate(config: OptimConfig, plan: Plan, images_seen: int) -> float:
     return config.lr * warm * (config.lr_final + (1 - config.lr_final) * decay)
 
 
-def round_to_batch(images: float, batch_size: int) -> int:
+def round_to_batch(images: int | float, batch_size: int) -> int:
     return max(1, round(images / batch_size)) * batch_size
 
 
