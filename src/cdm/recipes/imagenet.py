@@ -1,8 +1,9 @@
 """The paper's cascades (Ho et al. 2021, section 5 and appendix B) as recipes, for those with the machines.
 
 What the paper states is kept: networks, eps-prediction, hybrid loss with learned variances up to 64 pixels, cosine
-tables of 4000, augmentation, batch sizes, updates, learning rate. What it does not state is our choice: warm-up, gradient
-clipping, and power-function EMA in place of a decay of 0.9999. Pass --flip for the flips of the base and 256 stages.
+tables of 4000, augmentation, batch sizes, updates, learning rate. What it does not state is our choice: warm-up,
+gradient clipping, and power-function EMA in place of a decay of 0.9999. Pass --flip for the flips of the base and 256
+stages.
 
 Hardware: many accelerators for days; nothing here was trained by us. Expected: docs/results.md lists the paper's FIDs.
 """

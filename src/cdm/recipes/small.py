@@ -41,9 +41,11 @@ def _stage(facts: Facts, index: int, net: NetConfig, optim: OptimConfig) -> Stag
 def _net(
     facts: Facts, index: int, width: int, multipliers: tuple[int, ...], attention: tuple[int, ...], *, patch: int = 1
 ) -> NetConfig:
-    channels = facts.data.channels
+    channels, size = facts.data.channels, facts.sizes[index]
+    while size % (patch * 2 ** (len(multipliers) - 1)):  # a size that cannot be halved as often
+        multipliers = multipliers[:-1]
     return NetConfig(
-        image_size=facts.sizes[index],
+        image_size=size,
         in_channels=channels if index == 0 else 2 * channels,
         out_channels=channels,
         width=width,
