@@ -1,0 +1,117 @@
+"""``cdm info --bits-per-dim``: the bound of a run on images, through the run folder and the image reader."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.fakes import random_cascade, random_stage, save_run, stage_config
+
+from cdm.cascade import Cascade
+from cdm.config import DataConfig, LossConfig, ScheduleConfig
+from cdm.data.pixels import to_float
+from cdm.errors import UserError
+from cdm.losses import make_cond, prior_bits_per_dim, vlb_term
+from cdm.noise.process import add_noise
+from cdm.pipeline.bits import bits_per_dim, stage_bound
+from cdm.rng import Purpose, Rng
+from cdm.types import Batch
+
+TABLE = ScheduleConfig(kind="cosine_table", num_timesteps=70)  # more than one chunk of levels
+COUNT = 3
+
+
+def learned(size: int, low: int = 0, **changes):
+    return stage_config(size, low, schedule=TABLE, prediction="eps", variance="learned", loss=LossConfig(), **changes)
+
+
+@pytest.fixture
+def images(tmp_path) -> np.ndarray:
+    """Three classes of one greyscale image each, 16 pixels."""
+    pixels = np.random.default_rng(1).integers(0, 256, (COUNT, 16, 16), dtype=np.uint8)
+    for name, image in zip("abc", pixels, strict=True):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "data" / name / "1.png")
+    return pixels
+
+
+def numbers(line: str) -> tuple[float, float]:
+    mean, half = re.search(r"([\d.]+) \+- ([\d.]+|nan) bits per dimension", line).groups()
+    return float(mean), float(half)
+
+
+def test_one_line_for_each_stage(tmp_path, images):
+    """The mean and interval are those of the bound of each image; a continuous stage has none and says so."""
+    configs = [learned(8, num_labels=4), stage_config(16, 8, num_labels=4)]
+    cascade = random_cascade(*configs, classes="abc")
+    run = save_run(tmp_path / "run", cascade)
+    lines = list(bits_per_dim(run, str(tmp_path / "data"), 10, "cpu", "fp32"))
+    assert len(lines) == 2 and lines[0].endswith("on 3 images")
+    assert lines[1] == "stage 1-16: no bound; it has the continuous schedule 'cosine', not a table"
+    stage = Cascade.load(run, precision="fp32").stages[0]
+    x = to_float(torch.from_numpy(images)[:, None])
+    blocks = ((x.double().view(3, 1, 8, 2, 8, 2).mean((3, 5)) + 1) * 127.5).round() / 127.5 - 1
+    bounds = torch.stack(
+        [
+            stage_bound(
+                stage, Batch(blocks[i : i + 1].float(), torch.tensor([i]), torch.tensor([i])), torch.device("cpu")
+            )
+            for i in range(3)
+        ]
+    )
+    mean, half = numbers(lines[0])
+    assert mean == pytest.approx(bounds.mean().item(), abs=6e-4)
+    assert half == pytest.approx(1.96 * bounds.std().item() / 3**0.5, abs=6e-4)
+    assert numbers(next(bits_per_dim(run, str(tmp_path / "data"), 1, "cpu", "fp32")))[0] == pytest.approx(
+        bounds[0].item(), abs=6e-4
+    )
+
+
+@pytest.mark.parametrize("low", [0, 8])
+def test_the_bound_of_an_image_is_the_sum_of_its_terms(low):
+    """Entry by entry, without chunks; labels kept and the low-res image clean, whatever training does to them."""
+    stage = random_stage(learned(16, low, num_labels=4, label_dropout=0.9), 1 if low else 0, num_classes=3)
+    x0 = to_float(np.random.default_rng(2).integers(0, 256, (1, 1, 16, 16), dtype=np.uint8))
+    one, rng, table = Batch(x0, torch.tensor([2]), torch.tensor([4])), Rng(0, stage.index), stage.denoiser.table
+    clean = replace(stage.config, label_dropout=0.0, augmentation=replace(stage.config.augmentation, level_max=0.0))
+    cond, augmented = make_cond(random_stage(clean, stage.index, num_classes=3), one, rng)
+    assert cond.labels.item() == 2 and (not low or augmented.aug_logsnr.item() == 12)
+    total = prior_bits_per_dim(stage.denoiser, x0).item()
+    for i, logsnr in enumerate(table.float()):
+        eps = rng.normal(Purpose.EVALUATE, torch.tensor([i + 4 * len(table)]), (1, 16, 16))
+        x_t = add_noise(x0, eps, logsnr[None])
+        prediction = stage.denoiser(x_t, logsnr[None], cond)
+        total += vlb_term(stage.denoiser, prediction, x0, x_t, logsnr[None]).item()
+    assert stage_bound(stage, one, torch.device("cpu")).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_deep_images_are_read_in_the_runs_own_window(tmp_path):
+    """Not in that of the images measured: the same picture, alone or beside a brighter one, has the same bound."""
+    for name, top in (("dark", 300), ("bright", 1000)):
+        pixels = np.full((16, 16), 100, np.uint16)
+        pixels[0, 0] = top
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "1.png")
+    cascade = random_cascade(learned(16))
+    data = DataConfig(channels=1, bit_depth=16, window=(0, 1000))
+    run = save_run(tmp_path / "run", Cascade(replace(cascade.config, data=data), cascade.stages))
+    dark, bright = (
+        numbers(next(bits_per_dim(run, str(tmp_path / n), 1, "cpu", "fp32")))[0] for n in ("dark", "bright")
+    )
+    pixels = np.full((1, 1, 16, 16), 100, np.uint16)
+    pixels[0, 0, 0, 0] = 300
+    stage = Cascade.load(run, precision="fp32").stages[0]
+    assert stage.levels == 1001
+    x0 = to_float(pixels, (0, 1000))
+    truth = stage_bound(stage, Batch(x0, None, torch.tensor([0])), torch.device("cpu")).item()
+    assert dark == pytest.approx(truth, abs=6e-4) and dark != bright
+
+
+def test_classes_that_the_run_does_not_know(tmp_path, images):
+    run = save_run(tmp_path / "run", random_cascade(learned(16, num_labels=3), classes="ab"))
+    with pytest.raises(UserError, match="got the class 'c'; expected the classes a, b"):
+        next(bits_per_dim(run, str(tmp_path / "data"), 10, "cpu", "fp32"))

@@ -1,0 +1,60 @@
+"""Device, precision and threads: as asked, or refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from cdm.errors import UserError
+from cdm.runtime import PRECISIONS, choose_device, choose_dtype, has_fast_bf16, precision_name, set_threads
+
+CPU = torch.device("cpu")
+
+
+def test_devices_are_chosen_by_themselves_or_as_asked():
+    assert choose_device() == choose_device("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("gpu", "unknown device 'gpu'; expected cpu, cuda or cuda:N"),
+        ("cuda:99", "device 'cuda:99' is not available here"),
+        ("mps", "device 'mps' is not available here"),
+        ("meta", "device 'meta' is not available here"),
+    ],
+)
+def test_devices_that_are_not_there(asked, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        choose_device(asked)
+
+
+def test_precision_is_chosen_by_speed():
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if has_fast_bf16(CPU) else torch.float32)
+    assert choose_dtype("fp32", CPU) == torch.float32 and choose_dtype("bf16", CPU) == torch.bfloat16
+    assert all(precision_name(dtype) == name for name, dtype in PRECISIONS.items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("int8", "unknown precision 'int8'; expected auto, fp32, bf16, fp16"),
+        ("fp16", "precision fp16 is not supported on a CPU; expected fp32 or bf16 there"),
+    ],
+)
+def test_precisions_that_do_not_work(asked, message):
+    with pytest.raises(UserError, match=message):
+        choose_dtype(asked, CPU)
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    try:
+        assert set_threads(None) == before and set_threads(1) == torch.get_num_threads() == 1
+        with pytest.raises(UserError, match="got 0 threads; expected at least 1"):
+            set_threads(0)
+    finally:
+        torch.set_num_threads(before)
