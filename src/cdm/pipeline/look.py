@@ -81,7 +81,7 @@ class Preview:
         count = per_class if labels is None else len(labels)
         device = next(stage.net.parameters()).device
         cascade = Cascade(self.config, [stage], device)
-        settings = cascade.settings(steps=[self.steps])
+        settings = cascade.settings(steps=[min(self.steps, cascade.settings().steps[0])])
         sampled = cascade.sample(labels, PREVIEW_SEED + torch.arange(count), settings=settings)
         images = to_images(sampled.images[0], self.config.data.window)
         if labels is None:
@@ -115,6 +115,7 @@ def super_resolve(
     labels = stage.check_labels(labels, len(low_res))
     labels = None if labels is None else labels.to(low_res.device)
     cond, augmented = stage.condition(low_res, labels, aug_logsnr, Rng(0, stage.index), seeds)
+    steps = min(steps, settings.steps[stage.index])
     return run_stage(stage, cond, seeds, settings, steps).image, augmented.noisy
 
 
