@@ -48,7 +48,9 @@ def ddpm(
         yield SampleStep(i, values[i + 1], x, x0_hat)
 
 
-def _add_noise_(x: Image, noise: Image, fraction: Image | None, small: float, large: float, variance: Variance | None) -> None:
+def _add_noise_(
+    x: Image, noise: Image, fraction: Image | None, small: float, large: float, variance: Variance | None
+) -> None:
     variance = variance or ("small" if fraction is None else "learned")
     if variance != "learned":
         x.add_(noise, alpha=math.exp((small if variance == "small" else large) / 2))
