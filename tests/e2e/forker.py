@@ -105,7 +105,8 @@ def tiny(facts: Any) -> Any:
         channels = facts.data.channels
         net = NetConfig(
             image_size=size, in_channels=channels * (1 + (k > 0)), out_channels=channels, width=8, multipliers=(1,),
-            num_blocks=1, head_channels=8, dropout=0.1, num_labels=len(facts.class_names) + 1, has_aug_level=k > 0,
+            num_blocks=1, head_channels=8, dropout=0.1, num_labels=len(facts.class_names) + bool(facts.class_names),
+            has_aug_level=k > 0,
         )  # fmt: skip
         optim = OptimConfig(batch_size=8, micro_batch=4 * k, crop_size=8 * k, warmup_images=32, lr=2e-3)
         augmentation = AugmentationConfig(kind="gaussian" if k else "none")

@@ -85,7 +85,7 @@ def extend(
         seen = int(found[1]["images_seen"]) if found else 0
         old_total, seconds = plan.total(seen), plan.seconds
         if request.images is not None:
-            images: float = request.images
+            images: int | float = request.images
         else:
             assert request.minutes is not None
             images, seconds = old_total * request.minutes / asked[1], seconds * request.minutes / asked[1]
@@ -97,7 +97,7 @@ def extend(
         say(f"stage {k}: extended from {old_total:,} to {total:,} images")
 
 
-def _is_larger(request: TrainRequest, asked: tuple[str, float] | None) -> bool:
+def _is_larger(request: TrainRequest, asked: tuple[str, int | float] | None) -> bool:
     """Whether the budget asked for now is larger than that of before; False where it is the same or there was none."""
     if asked is None:
         return False
@@ -113,7 +113,7 @@ def _is_larger(request: TrainRequest, asked: tuple[str, float] | None) -> bool:
     return now > before
 
 
-def _asked(events: Events, stage: int) -> tuple[str, float] | None:
+def _asked(events: Events, stage: int) -> tuple[str, int | float] | None:
     """The budget the user asked for last: its kind and value."""
     for event in reversed(events.all("budget", stage)):
         if event.get("asked_images") is not None:

@@ -1,0 +1,77 @@
+"""What may be asked of training, and what may change when a run is asked for again."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdm.errors import UserError
+from cdm.pipeline.request import TrainRequest, check_same, check_same_data
+
+FIRST = TrainRequest(data="data", out=Path("run"), sizes=(8, 16), images=800)
+STORED = {"options": FIRST.fixed(), "fingerprint": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"images": 800, "minutes": 1.0}, "both --images and --minutes"),
+        ({"images": 0}, "--images is 0"),
+        ({"minutes": -1.0}, "--minutes is -1"),
+        ({"minutes": float("nan")}, "--minutes is nan"),
+        ({"minutes": float("inf")}, "--minutes is inf"),
+        ({"checkpoint_images": 0}, "--checkpoint-images is 0"),
+        ({"channels": 0}, "--channels is 0"),
+        ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
+        ({"val_fraction": float("nan")}, "--val-fraction is nan"),
+        ({"keep": 0}, "--keep is 0"),
+        ({"seed": -1}, "--seed is -1"),
+    ],
+)
+def test_refused(asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        TrainRequest(data="data", out=Path("run"), **asked)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"recipe": "demo"}, "--recipe small, now it is demo"),
+        ({"sizes": (8, 32)}, "--sizes 8,16, now it is 8,32"),
+        ({"sizes": None}, "--sizes 8,16, now it is (none)"),
+        ({"val": "held"}, "--val (none), now it is held"),
+        ({"val_fraction": 0.1}, "--val-fraction 0.05, now it is 0.1"),
+        ({"channels": 1}, "--channels 3, now it is 1"),
+        ({"flip": True}, "--flip False, now it is True"),
+        ({"balanced": True}, "--balanced False, now it is True"),
+        ({"seed": 1}, "--seed 0, now it is 1"),
+        ({"checkpoint_images": 80}, "--checkpoint-images (none), now it is 80"),
+    ],
+)
+def test_changed_option_is_refused_naming_both_values(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_same(STORED, replace(FIRST, **changed))
+    assert told in str(error.value)
+
+
+def test_what_does_not_change_the_run_may_change() -> None:
+    other: dict[str, Any] = {
+        "images": 1600, "stage": 1, "device": "cpu", "precision": "fp32", "threads": 3, "keep": 5, "command": "again",
+    }  # fmt: skip
+    for name, value in other.items():
+        check_same(STORED, replace(FIRST, **{name: value}))
+
+
+def test_every_option_is_either_fixed_or_known_to_be_free() -> None:
+    """A new option must be put on one of the two sides."""
+    free = {"data", "out", "images", "minutes", "stage", "device", "precision", "threads", "keep", "command"}
+    assert set(vars(FIRST)) == set(FIRST.fixed()) | free | {"allow_changed_data"}
+
+
+def test_changed_data_is_refused_unless_allowed() -> None:
+    check_same_data(STORED, "a" * 64, FIRST)
+    with pytest.raises(UserError, match=r"bbbbbbbbbbbb, expected aaaaaaaaaaaa.*--allow-changed-data"):
+        check_same_data(STORED, "b" * 64, FIRST)
+    check_same_data(STORED, "b" * 64, replace(FIRST, allow_changed_data=True))

@@ -1,0 +1,217 @@
+"""``cdm train`` from Python: what a second call takes over, what it warns of, and streams of validation."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.e2e.forker import tiny
+
+from cdm.artifacts import append_event, load_json, read_events, read_log
+from cdm.cascade import load_config
+from cdm.config import CascadeConfig, DataConfig
+from cdm.errors import UserError
+from cdm.pipeline import look
+from cdm.pipeline.look import Validation
+from cdm.pipeline.request import TrainRequest
+from cdm.pipeline.train_run import Prepared, prepare, train
+from cdm.recipes.facts import Facts
+from cdm.rng import Purpose, Rng
+from cdm.train.loop import Stopped
+from cdm.types import Batch
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr("cdm.train.loop.PREVIEWS", ())
+    monkeypatch.setattr("cdm.train.loop.VALIDATIONS", ())
+    monkeypatch.setattr("cdm.pipeline.train_run.find_tensorboard", lambda say: None)
+
+
+def write_images(folder: Path, classes: str, count: int = 6, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / name / f"{k}.png")
+    return folder
+
+
+class Asking:
+    """One user who asks for the same run again and again."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.said: list[str] = []
+        self.request = TrainRequest(
+            data=str(write_images(tmp_path / "data", "bde", count=4)), out=tmp_path / "run", recipe="tiny",
+            sizes=(4, 8), channels=1, images=80, checkpoint_images=40, threads=1, precision="fp32", val_fraction=0.3,
+            command="cdm train ...",
+        )  # fmt: skip
+
+    def prepare(self, **changed: Any) -> Prepared:
+        def make_config(
+            sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int
+        ) -> CascadeConfig:
+            return tiny(Facts(sizes, class_names, data, count, self.request.seed))
+
+        return prepare(replace(self.request, **changed), make_config, None, self.said.append)
+
+    def train(self, **changed: Any) -> Path:
+        return train(self.prepare(**changed), self.said.append)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.request.out / "events.jsonl") if event["kind"] == kind]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Asking:
+    return Asking(tmp_path)
+
+
+def test_stages_alone_then_the_report(user: Asking) -> None:
+    out = user.request.out
+    assert user.train(stage=0) == out
+    assert "stage 1 is still to be trained" in user.said[-1]
+    assert not (out / "samples.png").exists()
+    assert user.train(stage=1) == out / "report.html"
+    assert (out / "samples.png").exists()
+    assert [event["stage"] for event in user.events("stage_done")] == [0, 1]
+    made = (out / "report.html").stat().st_mtime_ns
+    assert user.train() == out / "report.html"
+    assert "is trained already" in user.said[-1]
+    assert (out / "report.html").stat().st_mtime_ns == made
+    (out / "report.html").unlink()
+    user.train()
+    assert (out / "report.html").exists()
+
+
+def test_other_machine_is_named(user: Asking) -> None:
+    user.train(stage=0)
+    assert not any("warning" in said and "bit for bit" in said for said in user.said)
+    start = user.events("start")[-1]
+    append_event(user.request.out / "events.jsonl", start | {"torch": "1.0", "threads": 64})
+    user.train(stage=0)
+    warnings = [said for said in user.said if "bit for bit" in said]
+    assert len(warnings) == 2
+    assert "torch was '1.0' and is" in warnings[0] and "threads was 64 and is 1 now" in warnings[1]
+
+
+def test_changed_data_keeps_the_numbers_of_the_classes(user: Asking, tmp_path: Path) -> None:
+    """Without its first class folder, the others still have their own labels; an unknown one is refused."""
+    user.train(stage=0)
+    fewer = write_images(tmp_path / "fewer", "de")
+    with pytest.raises(UserError, match="--allow-changed-data"):
+        user.prepare(data=str(fewer))
+    prepared = user.prepare(data=str(fewer), allow_changed_data=True)
+    assert prepared.config.class_names == ("b", "d", "e")
+    batch = prepared.batches(0)(Rng(0), torch.arange(32))
+    assert batch.labels is not None and set(batch.labels.tolist()) == {1, 2}
+    with pytest.raises(UserError, match="got the class 'a'"):
+        user.prepare(data=str(write_images(tmp_path / "other", "abd")), allow_changed_data=True)
+
+
+def test_changed_16_bit_data_keeps_the_window(user: Asking, tmp_path: Path) -> None:
+    """The window says which intensity -1 and 1 stand for; weights were trained on that."""
+
+    def write(folder: Path, high: int) -> str:
+        folder.mkdir()
+        for k in range(6):
+            pixels = np.random.default_rng(k).integers(500, high, (8, 8), dtype=np.uint16)
+            pixels[0, 0], pixels[0, 1] = 500, high
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+        return str(folder)
+
+    user.request = replace(user.request, data=write(tmp_path / "deep", 3000))
+    user.train(stage=0)
+    assert load_config(user.request.out).data.window == (500, 3000)
+    prepared = user.prepare(data=write(tmp_path / "deeper", 4000), allow_changed_data=True)
+    assert prepared.train.pyramid.window == (500, 3000)
+
+
+def test_run_that_another_process_began_meanwhile_is_not_taken_for_ones_own(user: Asking) -> None:
+    mine = user.prepare(seed=1)
+    user.train(stage=0)
+    with pytest.raises(UserError, match="--seed 0, now it is 1"):
+        train(mine, user.said.append)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_a_second_one_stops_at_once(
+    user: Asking, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = user.prepare()
+    batches = Prepared.batches
+    handler = signal.getsignal(number)
+
+    def sending(times: int) -> Any:
+        def make(self: Prepared, index: int) -> Any:
+            source = batches(self, index)
+
+            def batch(rng: Rng, positions: torch.Tensor) -> Batch:
+                if int(positions[0]) == 56 and index == 0:
+                    for _ in range(times):
+                        signal.raise_signal(number)
+                return source(rng, positions)
+
+            return batch
+
+        return make
+
+    monkeypatch.setattr(Prepared, "batches", sending(2))
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, user.said.append)
+    assert signal.getsignal(number) is handler
+    log = user.request.out / "0-4" / "log.jsonl"
+    assert read_log(log)[-1]["images_seen"] == 56
+    saved = user.request.out / "0-4" / "training"
+    assert [path.name for path in saved.iterdir()] == ["ckpt-000000000040.safetensors"]
+
+    monkeypatch.setattr(Prepared, "batches", sending(1))
+    with pytest.raises(Stopped):
+        train(user.prepare(), user.said.append)
+    assert sorted(path.name for path in saved.iterdir())[-1] == "ckpt-000000000064.safetensors"
+
+
+def test_stage_configurations_are_there_when_the_cascade_is(user: Asking) -> None:
+    user.train(stage=0)
+    stages = [load_json(user.request.out / f"{k}-{size}" / "config.json")["config"] for k, size in ((0, 4), (1, 8))]
+    assert load_json(user.request.out / "cascade.json")["config"]["stages"] == stages
+
+
+def test_validation_draws_from_other_streams_than_training(user: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no stage and no attempt; and the same numbers each time it looks."""
+    prepared = user.prepare()
+    assert prepared.val is not None
+    used: list[tuple[Rng, torch.Tensor]] = []
+    noise = look.noise_batch
+
+    def noting(stage: Any, batch: Batch, rng: Rng, logsnr: torch.Tensor) -> Any:
+        used.append((rng, batch.index))
+        return noise(stage, batch, rng, logsnr)
+
+    monkeypatch.setattr(look, "noise_batch", noting)
+    seed = prepared.config.seed
+    for index in range(2):
+        stage, validation = prepared.stage(index), Validation(prepared.val, seed)
+        first = validation(stage)
+        assert len(first) == 4 and validation(stage) == first
+    index = torch.arange(64)
+    for rng, _ in used:
+        drawn = rng.normal(Purpose.TRAIN_NOISE, index, (4,)).flatten()
+        for stage in range(2):
+            for attempt in range(3):
+                trained = Rng(seed, stage, attempt).normal(Purpose.TRAIN_NOISE, index, (4,)).flatten()
+                assert abs(float(torch.corrcoef(torch.stack([drawn, trained]))[0, 1])) < 0.3
+
+
+def test_held_out_images_are_never_trained_on(user: Asking) -> None:
+    prepared = user.prepare()
+    assert prepared.val is not None
+    assert not set(prepared.train.rows.tolist()) & set(prepared.val.rows.tolist())
+    assert len(prepared.train) + len(prepared.val) == 12
