@@ -1,0 +1,94 @@
+"""One tiny trained run for all tests of the command, also where several workers share them."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from tests.e2e.command import Ran, environment, run
+
+PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "160")
+OPTIONS = (*PLAN, "--images", "320")
+CLASSES = ("cat", "dog")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The shared run. Nobody may write into ``folder``: ``copy`` it."""
+
+    data: Path
+    folder: Path
+    ran: Ran
+
+    def copy(self, to: Path) -> Path:
+        """The run at another place. Large files are linked: they are only ever replaced, never written in place."""
+
+        def link(source: str, target: str) -> None:
+            (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
+
+        return Path(shutil.copytree(self.folder, to, copy_function=link))
+
+
+def write_images(folder: Path, count: int, *, width: int = 24, height: int = 20, seed: int = 0) -> None:
+    """``count`` pictures of a bright box on a dark ground."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = np.full((height, width, 3), 40 + 20 * seed, np.uint8)
+        pixels[4 : 4 + height // 2, 2 : 2 + width // 3] = random.integers(100, 255, 3)
+        PILImage.fromarray(pixels).save(folder / f"{i:02}.png")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(shared: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``name``, filled by ``make`` for the first worker that comes; the others wait for it."""
+    folder, done = shared / name, shared / f"{name}.done"
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> Path:
+    """Two classes of 12 images each."""
+
+    def make(folder: Path) -> None:
+        for seed, name in enumerate(CLASSES):
+            write_images(folder / name, 12, seed=seed)
+
+    return made_once(shared, "data", make)
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path, data: Path) -> Trained:
+    """A finished run of two stages, trained without TensorBoard."""
+
+    def make(folder: Path) -> None:
+        stub = folder / "stub" / "tensorboard"
+        stub.mkdir(parents=True)
+        (stub / "__init__.py").write_text("raise ImportError('no TensorBoard here')\n")
+        env = environment()
+        env["PYTHONPATH"] = f"{stub.parent}{os.pathsep}{env['PYTHONPATH']}"
+        ran = run("train", data, "--out", folder / "run", *OPTIONS, env=env)
+        (folder / "out").write_text(ran.out)
+        (folder / "err").write_text(ran.err)
+        assert ran.code == 0, ran
+
+    folder = made_once(shared, "trained", make)
+    return Trained(data, folder / "run", Ran(0, (folder / "out").read_text(), (folder / "err").read_text()))

@@ -1,0 +1,45 @@
+"""Options of ``cdm train`` that cannot work: one sentence, and nothing is written."""
+
+import pytest
+from tests.e2e.command import refused, run
+
+REFUSED = {
+    "sizes that do not rise": (("--sizes", "16,8"), ("must rise", "got 8 after 16", "use for example")),
+    "sizes that do not divide": (("--sizes", "8,12"), ("whole multiple", "got 12 after 8", "use for example 8,16")),
+    "sizes that are no numbers": (("--sizes", "small,big"), ("'small,big'", "expected for example 16,64")),
+    "sizes that are too small": (("--sizes", "4,8"), ("size 4", "expected at least 8")),
+    "images too few": (("--images", "64"), ("too small", "64 images", "expected at least", "raise --images")),
+    "minutes too few": (
+        ("--minutes", "0.001", "--stage", "0"),
+        ("too small", "expected at least", "raise --images or --minutes"),
+    ),
+    "images below zero": (("--images", "-5"), ("--images is -5", "expected")),
+    "minutes that are no number": (("--minutes", "nan"), ("--minutes is nan", "expected")),
+    "both budgets": (("--images", "640", "--minutes", "1"), ("--images and --minutes", "one of them")),
+    "unknown recipe": (("--recipe", "smal"), ("unknown recipe 'smal'", "expected one of", "did you mean 'small'")),
+    "sizes that are not the recipe's": (("--recipe", "cdm-imagenet-64"), ("cdm-imagenet-64", "--sizes")),
+    "unknown precision": (("--precision", "int4"), ("'int4'", "expected auto, fp32, bf16, fp16")),
+    "precision the device lacks": (("--device", "cpu", "--precision", "fp16"), ("fp16", "CPU", "expected fp32")),
+    "unknown device": (("--device", "tpu"), ("'tpu'", "expected")),
+    "device that is not there": (("--device", "cuda:99"), ("'cuda:99'", "--device cpu")),
+    "stage out of range": (("--stage", "2"), ("--stage 2", "expected 0 (the base) to 1")),
+    "no threads": (("--threads", "0"), ("0 threads", "expected at least 1")),
+    "no channels": (("--channels", "0"), ("--channels is 0", "expected 1")),
+    "channels the images lack": (("--channels", "5"), ("3 channels (RGB)", "expected 5")),
+    "everything held out": (("--val-fraction", "1"), ("--val-fraction is 1", "expected 0")),
+    "no checkpoint kept": (("--keep", "0"), ("--keep is 0", "expected at least 1")),
+    "seed below zero": (("--seed", "-1"), ("--seed is -1", "expected 0")),
+    "validation data missing": (("--val", "nowhere"), ("no data at 'nowhere'", "check the path")),
+    "run folder that is a file": (("--out", __file__), ("test_bad_options.py", "expected a folder")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, data, tmp_path):
+    options, words = REFUSED[case]
+    given = {"--out": str(tmp_path / "run"), "--recipe": "demo", "--sizes": "8,16", "--images": "320"}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    if case == "minutes too few" or case == "minutes that are no number":
+        del given["--images"]
+    refused(run("train", data, *(part for pair in given.items() for part in pair)), *words)
+    assert not (tmp_path / "run" / "cascade.json").exists()
