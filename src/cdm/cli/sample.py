@@ -32,18 +32,19 @@ def run_sample(options: Sample) -> None:
         return
     if not options.run:
         raise UserError("no run folder given; expected cdm sample RUN, or --again FILE.png.")
-    last = _last_stage(options.run, options.stage)
-    cascade = Cascade.load(
-        options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
-    )
+    asked = Cascade(load_config(options.run), ())  # enough to tell a wrong request before weights are read
+    last = _last_stage(asked, options.stage)
     levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
-    settings = cascade.settings(
+    settings = asked.settings(
         steps=parse_numbers(options.steps, int, "steps", "32,16"),
         sampler=options.sampler,
         aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,
         hand_over=options.hand_over,
     )
-    asks = plan_asks(cascade, options.class_names, options.num)
+    asks = plan_asks(asked, options.class_names, options.num)
+    cascade = Cascade.load(
+        options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
+    )
     out = Path(options.out) if options.out else Path(options.run) / "samples"
     try:
         with sampling_progress(cascade, len(asks), options.batch_size, settings, last) as progress:
@@ -56,8 +57,8 @@ def run_sample(options: Sample) -> None:
     say(f"remake one of them: cdm sample --again {paths[0]}")
 
 
-def _last_stage(run: str, stage: int | None) -> int:
-    count = len(load_config(run).stages)
+def _last_stage(cascade: Cascade, stage: int | None) -> int:
+    count = len(cascade.config.stages)
     if stage is None:
         return count - 1
     if not 0 <= stage < count:

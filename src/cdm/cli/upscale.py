@@ -11,6 +11,7 @@ from cdm.cli.say import say
 from cdm.errors import UserError
 from cdm.pipeline.sample_run import find_class, parse_numbers, upscale_to_files
 from cdm.runtime import set_threads
+from cdm.train.log import counted
 
 
 def run_upscale(options: Upscale) -> None:
@@ -20,6 +21,11 @@ def run_upscale(options: Upscale) -> None:
     if count < 2:
         raise UserError(f"{options.run} has no SR stage; expected a cascade of at least 2 stages.")
     own = parse_numbers(options.steps, int, "steps", "16")
+    if own is not None and len(own) > count - 1:
+        raise UserError(
+            f"got {counted(len(own), 'number')} of steps for {counted(count - 1, 'SR stage')}; expected one for each: "
+            "leave out the base."
+        )
     levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
     settings = cascade.settings(
         steps=None if own is None else [1, *own],
