@@ -35,7 +35,7 @@ from torch import Tensor
 from cdm.artifacts import load_tensors, save_tensors, write_atomic
 from cdm.cascade import Cascade, image_seed
 from cdm.conditioning import make_low_res, upsample
-from cdm.config import to_dict
+from cdm.config import SamplingConfig, to_dict
 from cdm.data.arrays import load_images
 from cdm.data.letters import letters_array
 from cdm.data.source import LETTERS_SPEC, open_source
@@ -106,13 +106,15 @@ def quantiles(distances: Tensor) -> dict[str, float]:
     return {f"{100 * q:g} %": round(float(value), 4) for q, value in zip(QUANTILES, values, strict=True)}
 
 
-def sample_letters(cascade: Cascade, per_class: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def sample_letters(
+    cascade: Cascade, per_class: int, seed: int, settings: SamplingConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """Base images, final images and labels, ``per_class`` of every class; the classes take turns."""
     labels = torch.arange(per_class * len(cascade.class_names)) % len(cascade.class_names)
     bases, finals, begin = [], [], time.perf_counter()
     for rows in torch.arange(len(labels)).split(256):
         seeds = [image_seed(seed, int(i)) for i in rows]
-        images = cascade.sample(labels=labels[rows], seeds=seeds).images
+        images = cascade.sample(labels=labels[rows], seeds=seeds, settings=settings).images
         bases.append(images[0].cpu())
         finals.append(images[-1].cpu())
         seconds = time.perf_counter() - begin
@@ -120,13 +122,14 @@ def sample_letters(cascade: Cascade, per_class: int, seed: int) -> tuple[Tensor,
     return torch.cat(bases), torch.cat(finals), labels
 
 
-def super_resolve(cascade: Cascade, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+def super_resolve(cascade: Cascade, images: Tensor, labels: Tensor, seed: int, settings: SamplingConfig) -> Tensor:
     """The SR stages on the low-res images of real ones: float final images."""
     finals = []
     for rows in torch.arange(len(labels)).split(256):
         low_res = make_low_res(to_float(images[rows]), cascade.config.sizes[0])
         seeds = [image_seed(seed, int(i)) for i in rows]
-        finals.append(cascade.sample(labels=labels[rows], seeds=seeds, low_res=low_res).images[-1].cpu())
+        sampled = cascade.sample(labels=labels[rows], seeds=seeds, low_res=low_res, settings=settings)
+        finals.append(sampled.images[-1].cpu())
     return torch.cat(finals)
 
 
@@ -183,6 +186,9 @@ def judge_run(
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 100,
     n_collapse: int = 200,
     seed: int = 0,
+    sampler: str | None = None,
+    steps: tuple[int, ...] | None = None,
+    aug_level: float | None = None,
 ) -> None:
     """Sample letters of every class from a trained cascade and judge them; results as JSON.
 
@@ -195,6 +201,9 @@ def judge_run(
         n: letters of each class that are judged.
         n_collapse: letters of each class on which the judge's net is trained anew; 0 leaves that out.
         seed: of the samples.
+        sampler: instead of the run's default.
+        steps: per stage from the base up, instead of the run's default.
+        aug_level: of the SR stages, instead of the run's default.
     """
     reader, meta = load_judge(judge)
     cascade = Cascade.load(run)
@@ -202,23 +211,26 @@ def judge_run(
         raise UserError(
             f"the judge reads {meta['classes']}, the run has {list(cascade.class_names)}; train another judge."
         )
+    settings = cascade.settings(sampler=sampler, steps=steps, aug_level=aug_level)
     count = n * len(cascade.class_names)
     real, real_labels, _ = read_letters(data_val, cascade.config.sizes[-1], FRESH_VAL)
     begin = time.perf_counter()
-    base, final, labels = sample_letters(cascade, max(n, n_collapse), seed)
+    base, final, labels = sample_letters(cascade, max(n, n_collapse), seed, settings)
     seconds = time.perf_counter() - begin
     read = read_as(reader, final[:count])
     results: dict[str, Any] = {
         "run": run.name,
         "weights": cascade.hash,
-        "settings": to_dict(cascade.settings()),
+        "settings": to_dict(settings),
         "seed": seed,
         "seconds_per_image": seconds / len(labels),
         "judge": {key: meta[key] for key in ("accuracy", "images", "val_images", "epochs")},
         "generated": share(read, labels[:count]),
         "per_class": per_class(read, labels[:count], cascade.class_names),
         "base_only": share(read_as(reader, upsample(base[:count], final.shape[-1])), labels[:count]),
-        "sr_from_real_low_res": share(read_as(reader, super_resolve(cascade, real, real_labels, seed)), real_labels),
+        "sr_from_real_low_res": share(
+            read_as(reader, super_resolve(cascade, real, real_labels, seed, settings)), real_labels
+        ),
         "real": share(read_as(reader, to_float(real)), real_labels),
     }
     training, _, _ = read_letters(data_train, JUDGE_SIZE)
