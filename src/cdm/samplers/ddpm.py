@@ -31,7 +31,8 @@ def ddpm(
 ) -> Iterator[SampleStep]:
     """x_s ~ N(posterior mean of (x_t, x0_hat), variance of this very step). See ``base.Sampler``.
 
-    ``variance``: None is "learned" where the denoiser predicts it, else "small". A step to +inf adds no noise: it returns x0_hat.
+    ``variance``: None is "learned" where the denoiser predicts it, else "small". A step to +inf adds no noise and
+    returns x0_hat.
 
     Raises:
         UserError: no ``noise``, or "learned" with a denoiser that predicts no variance.
