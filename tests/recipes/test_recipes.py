@@ -82,19 +82,21 @@ SIZE_PLANS = [
 
 @pytest.mark.parametrize("sizes", SIZE_PLANS, ids=str)
 def test_the_small_recipe_takes_any_sizes(sizes):
-    """Patches divide the image, halvings divide what is left, and the net is never run on more than 48 x 48 places."""
+    """Patches divide the image and are no wider than the net, halvings divide the rest, crops bound the cost."""
     for stage in make_config("small", facts(sizes)).stages:
         net = stage.net
         assert stage.size % (net.patch * 2 ** (len(net.multipliers) - 1)) == 0
-        assert stage.size // net.patch <= 48
+        assert net.patch**2 * stage.channels <= net.width, "noise does not pass through a net narrower than a patch"
+        assert (stage.optim.crop_size or stage.size) // net.patch <= 48
+        assert stage.optim.crop_size % (stage.factor * net.patch * 2 ** (len(net.multipliers) - 1)) == 0
         assert output_shape(net) == (2, 3, stage.size, stage.size)
 
 
 @pytest.mark.parametrize(
-    ("size", "base", "sr"), [(16, 1, 1), (24, 1, 1), (32, 2, 1), (48, 2, 1), (64, 4, 2), (96, 4, 2), (128, 8, 4)]
+    ("size", "base", "sr"), [(16, 1, 1), (24, 1, 1), (32, 2, 1), (48, 2, 1), (64, 2, 2), (96, 2, 2), (128, 2, 2)]
 )
 def test_patches_of_the_small_recipe(size, base, sr):
-    """A base works at 16 positions or a little more per side, an SR stage at 32."""
+    """Pixels enter two by two where the net would else work at over 16 positions per side, or 32 in an SR stage."""
     assert make_config("small", facts((size, 2 * size))).stages[0].net.patch == base
     assert make_config("small", facts((size // 2, size))).stages[1].net.patch == sr
 

@@ -63,7 +63,7 @@ def small(facts: Facts) -> CascadeConfig:
     """The default: nets of a few million parameters, for a folder of images and an hour of a few CPU cores.
 
     Many updates of a small net win on such a budget. Larger stages take pixels in patches, so that a base works at
-    16 x 16 positions and an SR stage at 32 x 32, whatever its size. Multiples of 32 channels suit bf16 on CPUs.
+    16 x 16 positions and an SR stage at 32 x 32. Multiples of 32 channels suit bf16 on CPUs.
 
     Command: ``cdm train PHOTOS/ --out RUN --minutes 60``. Measured results: docs/results.md.
     """
@@ -74,19 +74,29 @@ def small(facts: Facts) -> CascadeConfig:
             optim = OptimConfig(batch_size=32, lr=1.2e-3, cost_share=0.62)
         else:
             net = _net(facts, index, 32, (1, 2, 2), (), patch=_patch(size, 32))
-            optim = OptimConfig(batch_size=32, lr=1.2e-3, cost_share=0.38 / (len(facts.sizes) - 1))
+            share = 0.38 / (len(facts.sizes) - 1)
+            optim = OptimConfig(
+                batch_size=32, lr=1.2e-3, cost_share=share, crop_size=_crop(size, facts.sizes[index - 1])
+            )
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
         recipe="small", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
     )
 
 
+def _crop(size: int, low_res_size: int) -> int:
+    """Crops of 64 pixels for larger SR stages: enlarging is local work, and a crop costs a part of the whole."""
+    factor = size // low_res_size
+    return 0 if size <= 64 or 64 % (4 * factor) else 64
+
+
 def _patch(size: int, positions: int) -> int:
-    """Pixels per side of a patch so that the net works at about ``positions`` per side."""
-    patch = 1
-    while size // (2 * patch) >= positions and size % (8 * patch) == 0:
-        patch *= 2
-    return patch
+    """2 pixels per side where the net would otherwise work at twice ``positions`` or more, else 1.
+
+    Never more: 4 x 4 pixels of colour are 48 numbers, more than the net is wide, and what is narrower than its input
+    cannot carry the noise that it is to tell (docs/log.md).
+    """
+    return 2 if size >= 2 * positions and size % 16 == 0 else 1
 
 
 def demo(facts: Facts) -> CascadeConfig:
