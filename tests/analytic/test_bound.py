@@ -57,7 +57,7 @@ def test_the_prior_term_is_the_rest():
 
 
 def test_bits_per_dimension_of_gaussian_pixels_is_their_entropy():
-    """N(0, C^2) rounded to 256 values has h - log2(bin) bits: no code is shorter, the bound is within 3 %."""
+    """N(0, C^2) rounded to 256 values has h - log2(bin) bits; no code is shorter, and the bound comes within 3 %.
 
     The entropy is taken over these very pixels, so that their scatter is in both.
     """
