@@ -131,11 +131,16 @@ def test_8_bit_images_among_16_bit_ones_are_rescaled(tmp_path):
     assert array.images[:, 0, 0, 0].tolist() == [65535, 128 * 257]
 
 
-def test_the_window_of_a_run_settles_the_bit_depth(tmp_path):
-    save(tmp_path / "a.png", np.full((16, 16), 128, np.uint8))
+def test_a_run_loads_its_data_again_as_it_did_at_first(tmp_path):
+    """16-bit files that hold 0 to 255, as 8-bit cameras save them: the window is that of 8 bits, the depth is not."""
+    save(tmp_path / "a.png", np.arange(256, dtype=np.uint16).reshape(16, 16))
     source = open_source(tmp_path)
-    assert load_images(source, 16, channels=1, window=(500, 40000)).images.dtype == np.uint16
-    assert load_images(source, 16, channels=1, window=(0, 255)).images.dtype == np.uint8
+    first = load_images(source, 16, channels=1)
+    assert (first.bit_depth, first.window) == (16, (0, 255))
+    again = load_images(source, 16, 1, first.bit_depth, window=first.window)
+    assert np.array_equal(first.images, again.images) and again.images.dtype == np.uint16
+    save(tmp_path / "a.png", np.full((16, 16), 128, np.uint8))
+    assert load_images(source, 16, 1, 16, window=(500, 40000)).images.dtype == np.uint16
 
 
 def test_flat_16_bit_data_has_a_window_that_can_be_divided_by(tmp_path):

@@ -48,8 +48,7 @@ def load_images(
     Files that cannot be used (broken, too small) are skipped and told in ``skipped``.
 
     Args:
-        bit_depth: "auto" is 16 if any header looked at says so and ``channels`` is not 3; where ``window`` is given
-            (that of a run), 16 unless it is (0, 255).
+        bit_depth: "auto" is 16 if any header looked at says so and ``channels`` is not 3.
         window: intensities shown as -1 and 1; None: 8 bits use (0, 255), 16 bits the smallest and largest found.
         cache_dir: for data over the limit; None: ``$XDG_CACHE_HOME/cdm`` or ``~/.cache/cdm``.
         memory_limit: bytes; data over it is mapped from a cache file. None: a quarter of the machine's memory.
@@ -58,9 +57,7 @@ def load_images(
     Raises:
         UserError: no usable image in all or in one class, or no room for the cache.
     """
-    if bit_depth == "auto" and window is not None:
-        bit_depth = 8 if window == FULL_8 else 16
-    elif bit_depth == "auto":
+    if bit_depth == "auto":
         bit_depth = 16 if channels != 3 and not source.letters and scan_sizes(source).has_16_bit else 8
     shape, dtype = (channels, size, size), np.dtype(f"u{bit_depth // 8}")
     limit = quarter_of_memory() if memory_limit is None else memory_limit

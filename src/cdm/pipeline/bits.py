@@ -27,7 +27,8 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     the high-res image given the clean low-res one."""
     cascade = Cascade.load(run, device=device, precision=precision)
     config = cascade.config
-    array = load_images(open_source(data), config.sizes[-1], config.data.channels, window=config.data.window)
+    own = config.data
+    array = load_images(open_source(data), config.sizes[-1], own.channels, own.bit_depth, window=own.window)
     images = TrainingImages(array.with_classes(config.class_names), config.sizes)
     for stage in cascade.stages:
         name, schedule = f"stage {stage.name}", stage.config.schedule.kind

@@ -103,18 +103,10 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         check_same_data(stored, source.fingerprint, request)
         run = load_config(request.out)
     sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
-    array = _load(source, sizes[-1], request.channels, say, window=None if run is None else run.data.window)
+    array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
     if run is not None:
         array = array.with_classes(run.class_names)  # changed data may have other folders
     pyramid = Pyramid(array, sizes)
-    if request.val is not None:
-        held = _load(open_source(request.val), sizes[-1], request.channels, say, window=array.window)
-        held = held.with_classes(array.class_names)
-        val: TrainingImages | None = TrainingImages(held, sizes)
-        rows = None
-    else:
-        rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
-        val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     data = DataConfig(
         channels=array.channels,
         bit_depth=array.bit_depth,  # type: ignore[arg-type]
@@ -122,6 +114,14 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         flip=request.flip,
         balanced=request.balanced,
     )
+    if request.val is not None:
+        held = _load(open_source(request.val), sizes[-1], request.channels, say, data)
+        held = held.with_classes(array.class_names)
+        val: TrainingImages | None = TrainingImages(held, sizes)
+        rows = None
+    else:
+        rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
+        val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
     config = run or make_config(sizes, array.class_names, data, len(train))
     if request.stage is not None and not 0 <= request.stage < len(sizes):
@@ -155,8 +155,12 @@ def _sizes_from(source: Source) -> tuple[int, ...]:
     return plan_sizes(scan_sizes(source).median)
 
 
-def _load(source: Source, size: int, channels: int, say: Say, window: tuple[int, int] | None = None) -> ImageArray:
-    array = load_images(source, size, channels, window=window)
+def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig | None = None) -> ImageArray:
+    """``like``: of the run, or of the training images; it settles bit depth and window."""
+    if like is None:
+        array = load_images(source, size, channels)
+    else:
+        array = load_images(source, size, channels, like.bit_depth, window=like.window)
     for name, reason in array.skipped[:10]:
         say(f"skipped {name}: {reason}")
     if len(array.skipped) > 10:
