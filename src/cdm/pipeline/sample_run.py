@@ -122,7 +122,8 @@ def sample_to_files(
             make_folder(path.parent)
             named = None if ask.label is None else cascade.class_names[ask.label]
             save_png(path, image, told | {"class": named, "index": ask.index})
-        shown.append(images)
+        if len(asks) <= GRID_LIMIT:
+            shown.append(images)
     assert sampled is not None
     saved = sum(sampled.saved_evaluations)
     say(

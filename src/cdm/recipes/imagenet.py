@@ -5,7 +5,7 @@ tables of 4000, augmentation, batch sizes, updates, learning rate. What it does 
 gradient clipping, and power-function EMA in place of a decay of 0.9999. Pass --flip for the flips of the base and 256
 stages.
 
-Hardware: many accelerators for days; nothing here was trained by us. Expected: docs/results.md lists the paper's FIDs.
+Hardware: many accelerators for days; nothing here was trained by us. Expected: each recipe names the paper's FIDs.
 """
 
 from __future__ import annotations
