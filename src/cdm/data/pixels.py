@@ -13,7 +13,6 @@ Window = tuple[int, int]
 """Intensities (low, high) that become -1 and 1; (0, 255) for 8-bit images."""
 
 FULL_8: Window = (0, 255)
-FULL_16: Window = (0, 65535)
 
 
 def num_levels(window: Window) -> int:
