@@ -134,6 +134,20 @@ def test_changed_16_bit_data_keeps_the_window(user: Asking, tmp_path: Path) -> N
     assert prepared.train.pyramid.window == (500, 3000)
 
 
+def test_16_bit_data_of_8_bit_values_is_read_again_as_at_first(user: Asking, tmp_path: Path) -> None:
+    """As 8-bit cameras are often saved: its window is that of 8-bit images, its bit depth is not."""
+    (tmp_path / "deep").mkdir()
+    pixels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for k in range(6):
+        Image.fromarray(np.roll(pixels, k)).save(tmp_path / "deep" / f"{k}.png")
+    user.request = replace(user.request, data=str(tmp_path / "deep"), sizes=(8, 16))
+    first = user.prepare()
+    assert (first.config.data.bit_depth, first.config.data.window) == (16, (0, 255))
+    user.train(stage=0)
+    again = user.prepare()
+    assert np.array_equal(first.train.pyramid.at(1), again.train.pyramid.at(1))
+
+
 def test_run_that_another_process_began_meanwhile_is_not_taken_for_ones_own(user: Asking) -> None:
     mine = user.prepare(seed=1)
     user.train(stage=0)
