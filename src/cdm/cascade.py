@@ -273,6 +273,8 @@ def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...
 def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
     """One augmentation level per SR stage, each inside what its stage was trained at."""
     stages = config.stages[1:]
+    if asked is not None and not any(stage.augmentation.kind == "gaussian" for stage in stages):
+        raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
     if asked is None:
         asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
     levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))

@@ -93,6 +93,8 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     began = time.monotonic()
     device = choose_device(request.device)
     dtype = choose_dtype(request.precision, device)
+    if dtype == torch.float16:
+        raise UserError("got precision fp16, whose gradients underflow in training; expected bf16 or fp32 (or auto).")
     threads = set_threads(request.threads)
     check_place(request)
     source = open_source(request.data)
@@ -289,7 +291,8 @@ def _finish(prepared: Prepared, events: Events, say: Say) -> Path:
         say(f"trained so far; stage {missing[0]} is still to be trained: cdm train ... --stage {missing[0]}")
         return folder
     ends = [event["kind"] for event in events.all() if event["kind"] in ("stage_done", "finished")]
-    if ends[-1] == "finished" and (folder / "report.html").exists():
+    left = [folder / "report.html", folder / "samples.png"]
+    if ends[-1] == "finished" and all(path.exists() for path in left):
         say(f"{folder} is trained already; a larger --images or --minutes would train it further")
         return folder / "report.html"
     cascade = Cascade.load(folder, device=str(prepared.device), precision=precision_name(prepared.dtype))
