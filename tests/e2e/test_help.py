@@ -1,20 +1,21 @@
 """Help is quick and fits a screen; wrong usage is told shortly."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from tests.e2e.command import CDM, environment, run
 
 
 def test_help_is_quick():
-    """Under half a second, the best of three: other work on the machine is not what is measured."""
+    """Under half a second of processor time, the best of three: other work on the machine is not what is measured."""
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*CDM, "--help"], check=True, capture_output=True, env=environment())
-        times.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(end.ru_utime - begin.ru_utime + end.ru_stime - begin.ru_stime)
     assert min(times) < 0.5, times
 
 
