@@ -67,6 +67,7 @@ def launch(
     argv: list[str], output: str, point: dict[str, Any] | None, plant: list[dict[str, Any]], constants: dict[str, Any]
 ) -> None:
     """One run of the command; never returns."""
+    signal.alarm(600)  # a run that never ends is a failure too
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -42,6 +42,8 @@ def run_sample(options: Sample) -> None:
         hand_over=options.hand_over,
     )
     asks = plan_asks(asked, options.class_names, options.num)
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; expected at least 1.")
     cascade = Cascade.load(
         options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
     )

@@ -91,8 +91,6 @@ def sample_to_files(
 ) -> list[Path]:  # fmt: skip
     """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Nothing that is there is overwritten
     without ``force``. Returns the images' paths."""
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}; expected at least 1.")
     check_seed(seed)
     paths = [out / file_name(cascade, ask, seed) for ask in asks]
     if not force:

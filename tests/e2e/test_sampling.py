@@ -1,0 +1,233 @@
+"""``cdm sample``, ``--again``, ``upscale`` and ``info``: what they refuse, keep and tell."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from tests.e2e.command import refused, run, succeeded
+from tests.e2e.conftest import made_once
+
+from cdm import artifacts
+from cdm.cascade import load_config
+from cdm.config import AugmentationConfig, from_dict, to_dict
+from cdm.data.save import read_png_info
+from cdm.nn.unet import UNet
+
+QUICK = ("--steps", "2,2")
+
+
+@pytest.fixture(scope="session")
+def sampled(shared, trained):
+    """Two images of each class."""
+
+    def make(folder):
+        ran = run("sample", trained.folder, "-n", 2, "--out", folder / "images", *QUICK)
+        succeeded(ran, f"4 images in {folder}", "grid.png", "2+2 network evaluations", "cdm sample --again")
+
+    return made_once(shared, "sampled", make) / "images"
+
+
+def test_images_tell_how_they_were_made(sampled, trained):
+    assert sorted(path.relative_to(sampled).as_posix() for path in sampled.rglob("*.png")) == [
+        "cat/cat-seed0-00000.png", "cat/cat-seed0-00001.png", "dog/dog-seed0-00000.png", "dog/dog-seed0-00001.png",
+        "grid.png",
+    ]  # fmt: skip
+    info = read_png_info(sampled / "dog" / "dog-seed0-00001.png")
+    assert (info["class"], info["seed"], info["index"], info["settings"]["steps"]) == ("dog", 0, 1, [2, 2])
+    assert all(part in run("info", trained.folder).out for part in info["weights_hash"].split("-"))
+
+
+def test_the_same_image_whatever_else_is_asked_for(sampled, trained, tmp_path):
+    succeeded(run("sample", trained.folder, "-n", 1, "--class", "dog", "--out", tmp_path, *QUICK))
+    name = "dog/dog-seed0-00000.png"
+    assert (tmp_path / name).read_bytes() == (sampled / name).read_bytes()
+
+
+def test_existing_files_are_kept_without_force(sampled, trained):
+    before = {path: path.read_bytes() for path in sampled.rglob("*.png")}
+    again = ("sample", trained.folder, "-n", 2, "--out", sampled, "--steps", "3,2")
+    refused(run(*again), "exists already (and 3 more", "--force", "--out or --seed")
+    assert {path: path.read_bytes() for path in sampled.rglob("*.png")} == before
+
+
+def test_existing_files_are_overwritten_with_force(sampled, trained, tmp_path):
+    out = shutil.copytree(sampled, tmp_path / "copy")
+    succeeded(run("sample", trained.folder, "-n", 2, "--out", out, "--steps", "3,2", "--force"))
+    name = "dog/dog-seed0-00000.png"
+    assert (out / name).read_bytes() != (sampled / name).read_bytes()
+
+
+def test_again_remakes_byte_by_byte(sampled, tmp_path):
+    path = sampled / "dog" / "dog-seed0-00001.png"
+    succeeded(run("sample", "--again", path, "--out", tmp_path), "equal in every pixel")
+    assert (tmp_path / "dog-seed0-00001-again.png").read_bytes() == path.read_bytes()
+
+
+def test_again_with_other_weights_is_refused(sampled, trained, tmp_path):
+    other = trained.copy(tmp_path / "other")
+    for name in ("0-8/ema-0.050.safetensors", "1-16/ema-0.050.safetensors"):
+        (other / name).unlink()
+        shutil.copy(other / name.replace("0.050", "0.100"), other / name)
+    path = sampled / "dog" / "dog-seed0-00001.png"
+    refused(run("sample", other, "--again", path), "made with the weights", "holds", "expected the same")
+
+
+def plain_png(folder):
+    PILImage.new("RGB", (16, 16)).save(folder / "plain.png")
+    return folder / "plain.png", ("does not tell how it was made", "expected")
+
+
+def no_image(folder):
+    (folder / "notes.png").write_text("not a picture")
+    return folder / "notes.png", ("does not tell how it was made", "expected")
+
+
+def missing(folder):
+    return folder / "nothing.png", ("nothing.png is not there", "expected")
+
+
+@pytest.mark.parametrize("make", [plain_png, no_image, missing], ids=lambda make: make.__name__)
+def test_again_of_a_file_it_did_not_write_is_refused(make, tmp_path):
+    path, words = make(tmp_path)
+    refused(run("sample", "--again", path), *words)
+    assert not list(tmp_path.glob("*-again*"))
+
+
+def test_again_beside_other_settings_is_refused(sampled):
+    path = sampled / "dog" / "dog-seed0-00001.png"
+    refused(run("sample", "--again", path, "--steps", "9"), "--steps beside --again", "leave --steps out")
+
+
+REFUSED = {
+    "unknown class": (("--class", "cta"), ("unknown class 'cta'", "expected one of cat, dog", "did you mean 'cat'")),
+    "no images": (("-n", "0"), ("-n is 0", "expected at least 1")),
+    "steps that are no numbers": (("--steps", "many"), ("--steps is 'many'", "expected whole numbers", "32,16")),
+    "no steps": (("--steps", "0,4"), ("got 0 steps", "expected 1 to")),
+    "steps for too many stages": (("--steps", "4,4,4"), ("3 numbers of steps for 2 stages", "expected one per stage")),
+    "stage out of range": (("--stage", "2"), ("--stage 2", "expected 0 (the base) to 1")),
+    "stage below zero": (("--stage", "-1"), ("--stage -1", "expected 0 (the base) to 1")),
+    "augmentation level out of range": (("--aug-level", "1.5"), ("1.5 is out of range", "expected 0")),
+    "augmentation level that is no number": (("--aug-level", "much"), ("--aug-level is 'much'", "expected numbers")),
+    "too many augmentation levels": (("--aug-level", "0.1,0.2"), ("2 augmentation levels for 1 SR", "give one")),
+    "unknown sampler": (("--sampler", "euler"), ("'euler'", "expected one of dpmpp")),
+    "unknown hand-over": (("--hand-over", "loud"), ("'loud'", "expected non_truncated or truncated")),
+    "unknown weights": (("--weights", "0.3"), ("0.3", "expected")),
+    "no batch": (("--batch-size", "0"), ("--batch-size is 0", "expected at least 1")),
+    "seed too large": (("--seed", "99999999999"), ("--seed is 99999999999", "expected 0 to")),
+    "precision the device lacks": (("--device", "cpu", "--precision", "fp16"), ("fp16", "expected fp32")),
+    "device that is not there": (("--device", "cuda:99"), ("'cuda:99'", "--device cpu")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_sample_refuses(case, trained, tmp_path):
+    options, words = REFUSED[case]
+    refused(run("sample", trained.folder, *options, "--out", tmp_path / "new"), *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_sample_needs_a_run_folder(tmp_path):
+    refused(run("sample"), "no run folder given", "expected cdm sample RUN")
+    refused(run("sample", tmp_path), str(tmp_path), "not a run folder", "expected the --out of")
+
+
+def test_sample_of_a_stage_that_is_not_trained(trained, tmp_path):
+    folder = trained.copy(tmp_path / "run")
+    shutil.rmtree(folder / "1-16")
+    refused(run("sample", folder), "stage 1", "has no weights", "cdm train")
+    succeeded(run("sample", folder, "--stage", "0", "-n", "1", "--steps", "2"), "2 images")
+
+
+def test_truncated_hand_over_before_a_stage_without_noise_augmentation(trained, tmp_path):
+    """The SR stage is put in place of one trained with blur: fresh weights that fit."""
+    folder = trained.copy(tmp_path / "run")
+    body = artifacts.load_json(folder / "cascade.json")
+    stage = body["config"]["stages"][1]
+    stage["augmentation"] = to_dict(AugmentationConfig(kind="blur"))
+    stage["net"]["has_aug_level"] = False
+    artifacts.save_json(folder / "cascade.json", body)
+    with torch.random.fork_rng(devices=[]):
+        net = UNet(load_config(folder).stages[1].net)
+    (folder / "1-16" / "ema-0.050.safetensors").unlink()
+    artifacts.save_tensors(folder / "1-16" / "ema-0.050.safetensors", dict(net.named_parameters()), {})
+    ran = run("sample", folder, "-n", 1, *QUICK, "--hand-over", "truncated")
+    refused(ran, "truncated hand-over needs", "stage 1 has 'blur'", "--hand-over non_truncated")
+    succeeded(run("sample", folder, "-n", 1, *QUICK), "2 images")
+
+
+# ---- upscale ---------------------------------------------------------------------------------------------------------
+
+
+def test_upscale_resizes_what_has_another_size_and_says_so(trained, tmp_path):
+    for name, size in {"fits": (8, 8), "large": (30, 30), "wide": (20, 12), "small": (5, 5)}.items():
+        PILImage.new("RGB", size, "teal").save(tmp_path / f"{name}.png")
+    names = [tmp_path / f"{name}.png" for name in ("fits", "large", "wide", "small")]
+    ran = run("upscale", trained.folder, *names, "--class", "dog", "--out", tmp_path / "up", "--steps", "2")
+    succeeded(ran, "large.png: 30x30 pixels, resized to 8x8", "wide.png: 20x12 pixels, cropped and resized to 8x8",
+              "small.png: 5x5 pixels, resized to 8x8", "4 images at 16 pixels")  # fmt: skip
+    assert "fits.png" not in ran.out
+    for name in ("fits", "large", "wide", "small"):
+        with PILImage.open(tmp_path / "up" / f"{name}-upscaled.png") as picture:
+            assert picture.size == (16, 16)
+
+
+def upscale_text(folder):
+    (folder / "notes.png").write_text("not a picture")
+    return (folder / "notes.png",), ("notes.png", "not an image", "expected an image file")
+
+
+def upscale_nothing(folder):
+    return (), ("no image given", "expected cdm upscale RUN IMAGE")
+
+
+def upscale_missing(folder):
+    return (folder / "nothing.png",), ("nothing.png", "expected an image file")
+
+
+def upscale_with_steps_for_the_base(folder):
+    return ("a.png", "--steps", "4,4"), ("2 numbers of steps for 1 SR stage", "expected one for each")
+
+
+def upscale_of_unknown_class(folder):
+    PILImage.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
+    return (folder / "a.png", "--class", "dgo"), ("unknown class 'dgo'", "did you mean 'dog'")
+
+
+UPSCALE = [upscale_text, upscale_nothing, upscale_missing, upscale_with_steps_for_the_base, upscale_of_unknown_class]
+
+
+@pytest.mark.parametrize("make", UPSCALE, ids=lambda make: make.__name__)
+def test_upscale_refuses(make, trained, tmp_path):
+    arguments, words = make(tmp_path)
+    refused(run("upscale", trained.folder, *arguments, "--out", tmp_path / "up"), *words)
+    assert not (tmp_path / "up").exists()
+
+
+# ---- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_stages_classes_and_weights(trained):
+    ran = run("info", trained.folder)
+    succeeded(ran, "8 -> 16 pixels", "recipe demo", "2 classes: cat, dog", "320 images", "gaussian")
+    assert max(map(len, ran.out.splitlines())) <= 100
+
+
+def test_info_of_a_folder_that_is_no_run(tmp_path):
+    refused(run("info", tmp_path), "not a run folder", "no cascade.json", "expected the --out of")
+
+
+def test_info_of_a_file_that_is_not_a_configuration(tmp_path):
+    (tmp_path / "cascade.json").write_text(json.dumps({"stages": []}))
+    refused(run("info", tmp_path), "cascade.json is damaged", "put back a copy")
+
+
+def test_bits_per_dim_of_a_continuous_schedule_is_told_to_have_none(trained, data):
+    succeeded(run("info", trained.folder, "--bits-per-dim", data, "-n", 2), "no bound", "continuous")
+
+
+def test_config_of_the_run_survives_a_round_trip(trained):
+    config = load_config(trained.folder)
+    assert from_dict(type(config), to_dict(config)) == config
