@@ -104,6 +104,19 @@ def bad(attempt: int | None, begin: int, end: int) -> set[tuple[int | None, int]
 # ---- non-finite steps ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def looks_at_tiny_budgets(monkeypatch):
+    """Budgets of tests are smaller than what is left between two looks."""
+    monkeypatch.setattr("cdm.train.loop.PREVIEW_APART", 0)
+    monkeypatch.setattr("cdm.train.loop.VALIDATION_APART", 0)
+
+
+def test_looks_keep_apart():
+    """Sixteen marks in 8,000 images: only those at least 4,000 apart count, the first one always."""
+    marks = [seen for seen in range(100, 8001, 100) if loop._marked(seen, 100, 8000, loop.VALIDATIONS, 4000)]
+    assert marks == [500, 4500]
+
+
 def test_roll_back_is_recorded_and_said_before_it_takes_effect(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.source.nan = bad(0, 96, 160)

@@ -39,6 +39,8 @@ MAX_ATTEMPTS = 5
 PREVIEWS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Pictures at these shares of the budget, and at the end: early on and then now and again."""
 VALIDATIONS = tuple(k / 16 for k in range(1, 16))
+PREVIEW_APART, VALIDATION_APART = 1500, 4000
+"""Images between two looks at the least. One costs about as much as training on 100, or 200 images."""
 CHECK_STEPS = 16
 """The device's counters are read once in so many updates."""
 
@@ -132,7 +134,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
             continue
 
         rate = progress.update(seen, total=total)
-        validating = _marked(seen, batch_size, total, VALIDATIONS)
+        validating = _marked(seen, batch_size, total, VALIDATIONS, VALIDATION_APART)
         logging = saving or validating or _crossed(seen, batch_size, log_every)
         if logging:
             _log(log, trainee, progress, lr, rate, clock)
@@ -140,7 +142,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
             _save(job, trainee, plan)
         if validating and not done:
             _validate(job, trainee, log, progress)
-        if job.preview is not None and not done and _marked(seen, batch_size, total, PREVIEWS):
+        if job.preview is not None and not done and _marked(seen, batch_size, total, PREVIEWS, PREVIEW_APART):
             show_ema(trainee, job.shadow)
             job.preview(job.shadow, seen)
 
@@ -276,9 +278,18 @@ def _crossed(seen: int, batch_size: int, interval: int) -> bool:
     return seen // interval > (seen - batch_size) // interval
 
 
-def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...]) -> bool:
-    """Whether the update that ended at ``seen`` passed one of ``marks``, shares of the goal in force."""
-    return any(seen - batch_size < mark * total <= seen for mark in marks)
+def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...], apart: int) -> bool:
+    """Whether the update that ended at ``seen`` passed one of ``marks``, shares of the goal in force.
+
+    Marks less than ``apart`` images after the one before do not count: looking must stay cheap beside a small budget.
+    """
+    last = -apart
+    for mark in marks:
+        if mark * total - last >= apart:
+            last = mark * total
+            if seen - batch_size < last <= seen:
+                return True
+    return False
 
 
 def _keep_time(
