@@ -130,7 +130,7 @@ def test_plain_lines_every_ten_seconds_without_a_terminal() -> None:
     lines = out.getvalue().splitlines()
     assert rate == pytest.approx(100)
     assert lines[0] == "stage 0 (16x16): 0 of 4,000 images"
-    assert lines[1] == "stage 0 (16x16): 1,000 of 4,000 images, loss 0.5000, 100 images/s, 30 s left"
+    assert lines[1] == "stage 0 (16x16): 1,000 of 4,000 images, 30 s left, 100 images/s, loss 0.5000"
     assert len(lines) == 5 and lines[-1].startswith("stage 0 (16x16): 4,000 of 4,000 images")
     assert "\x1b" not in out.getvalue()
 
@@ -158,5 +158,5 @@ def test_bar_on_a_terminal() -> None:
         progress.update(2000)
         progress.say("a sentence")
     text = out.getvalue()
-    assert "━" in text and "2,000 of 4,000 images, loss 0.2500, 100 images/s, 20 s left" in text
+    assert "━" in text and "2,000 of 4,000 images, 20 s left, 100 images/s, loss 0.2500" in text
     assert "a sentence" in text

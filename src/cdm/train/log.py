@@ -11,9 +11,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from cdm.artifacts import append_event, make_folder, read_log
+
+BAR_WIDTH = 10
 
 __all__ = ["TrainLog", "TrainProgress", "counted", "duration", "find_tensorboard", "overfit_warning", "read_log"]
 
@@ -149,7 +152,14 @@ class TrainProgress:
         self._rate = Rate(clock=clock)
         self._last_line: float | None = None
         self.loss: float | None = None  # shown; set it when it is known
-        columns = (TextColumn("{task.description}"), BarColumn(), _Field())
+        # one line, however narrow: the end of the text, which matters least, gives way
+        line = Column(no_wrap=True, overflow="ellipsis")
+        fixed = Column(no_wrap=True, min_width=BAR_WIDTH)
+        columns = (
+            TextColumn("{task.description}", table_column=fixed),
+            BarColumn(BAR_WIDTH, table_column=fixed),
+            _Field(table_column=line),
+        )
         self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self._task = self._bar.add_task(label, total=total) if self._bar else None
 
@@ -181,8 +191,8 @@ class TrainProgress:
 
     def _describe(self, images_seen: int, rate: float | None, loss: float | None) -> str:
         parts = [f"{images_seen:,} of {self._total:,} images"]
+        if rate:
+            parts += [f"{duration((self._total - images_seen) / rate)} left", f"{rate:.0f} images/s"]
         if loss is not None:
             parts.append(f"loss {loss:.4f}")
-        if rate:
-            parts += [f"{rate:.0f} images/s", f"{duration((self._total - images_seen) / rate)} left"]
         return ", ".join(parts)
