@@ -241,7 +241,7 @@ def _processor() -> str:
 def _speedometer(prepared: Prepared, say: Say) -> Callable[[int], float]:
     def speed(k: int) -> float:
         measured = measure_speed(
-            Trainee(prepared.stage(k)), prepared.batches(k), Rng(prepared.config.seed, k), seconds=2.0
+            Trainee(prepared.stage(k)), prepared.batches(k), Rng(prepared.config.seed, k), seconds=1.0
         )
         say(f"stage {prepared.stage_name(k)}: {measured:.0f} images/s measured")
         return measured

@@ -106,8 +106,8 @@ def demo(facts: Facts) -> CascadeConfig:
     """
     stages = []
     for index in range(len(facts.sizes)):
-        net = _net(facts, index, 32, (1, 2, 2) if index == 0 else (1, 2), (8,) if index == 0 else ())
-        optim = OptimConfig(batch_size=32, lr=1.5e-3, warmup_images=1000, cost_share=0.75 if index == 0 else 0.25)
+        net = _net(facts, index, 32, (1, 2, 2), (8,), patch=1 if index == 0 else 2)
+        optim = OptimConfig(batch_size=32, lr=1.5e-3, warmup_images=1000, cost_share=0.7 if index == 0 else 0.3)
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
         recipe="demo", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
