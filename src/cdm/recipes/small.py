@@ -107,7 +107,7 @@ def demo(facts: Facts) -> CascadeConfig:
     stages = []
     for index in range(len(facts.sizes)):
         net = _net(facts, index, 32, (1, 2, 2), (8,), patch=1 if index == 0 else 2)
-        optim = OptimConfig(batch_size=32, lr=1.5e-3, warmup_images=1000, cost_share=0.7 if index == 0 else 0.3)
+        optim = OptimConfig(batch_size=32, lr=1.5e-3, warmup_images=320, cost_share=0.65 if index == 0 else 0.35)
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
         recipe="demo", seed=facts.seed, class_names=facts.class_names, data=facts.data, stages=tuple(stages)
