@@ -6,7 +6,7 @@ Everything drawn here is a pure function of the sample's position in the trainin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+from math import ceil, exp, log
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +16,7 @@ from cdm.conditioning import Augmented, augment_for_training, make_low_res
 from cdm.denoiser import Denoiser
 from cdm.noise.process import (
     add_noise,
+    alpha_sigma,
     discretized_gaussian_log_likelihood,
     gaussian_kl,
     logvar_from_fraction,
@@ -131,10 +132,36 @@ def vlb_term(
 
 @torch.no_grad()
 def prior_bits_per_dim(denoiser: Denoiser, x0: Image) -> Float[Tensor, " b"]:
-    """KL(q(x_T | x0) || N(0, 1)) in bits per dimension: the last piece of the bound."""
-    assert denoiser.table is not None
-    logsnr = denoiser.table[-1].float().expand(len(x0)).to(x0.device)
+    """KL(q(x_T | x0) || N(0, 1)) in bits per dimension, at the noisiest level: the last piece of the bound."""
+    noisiest = denoiser.logsnr_range[0] if denoiser.table is None else float(denoiser.table[-1])
+    logsnr = torch.full((len(x0),), noisiest, dtype=torch.float32, device=x0.device)
     mean = add_noise(x0, torch.zeros_like(x0), logsnr)
     logvar = torch.nn.functional.logsigmoid(-logsnr)[:, None, None, None].expand_as(x0)
     zero = torch.zeros_like(x0)
     return gaussian_kl(mean, logvar, zero, zero).flatten(1).mean(1) / log(2)
+
+
+def diffusion_rate(denoiser: Denoiser, prediction: Prediction, eps: Image) -> Float[Tensor, " b"]:
+    """Bits per dimension per unit of log-SNR, ||eps - eps_hat||^2 / 2: its integral over log-SNR is the bound's middle
+    piece in continuous time (Kingma et al. 2021, section 5)."""
+    assert denoiser.table is None
+    return (prediction.eps - eps).square().flatten(1).mean(1) / (2 * log(2))
+
+
+def reconstruction_bits_per_dim(x0: Image, x_t: Image, logsnr: float, levels: int = 256) -> Float[Tensor, " b"]:
+    """-log2 p(x0 | x_t) at the cleanest level, per dimension: the value of each pixel is told from its noisy one alone,
+    all ``levels`` values being equally likely before (Kingma et al. 2021, section 3.3).
+
+    ``x0``: multiples of 2 / (levels - 1) from -1 to 1.
+    """
+    step, spread = 2 / (levels - 1), exp(-logsnr / 2)  # of x_t / alpha about x0
+    seen = x_t.double() / float(alpha_sigma(torch.tensor(logsnr, dtype=torch.float64))[0])
+    nearest = ((seen + 1) / step).round().clamp(0, levels - 1)
+    total = torch.zeros_like(seen)
+    reach = min(levels - 1, ceil(8 * spread / step) + 1)  # values further off have no weight in float64's eyes
+    for offset in range(-reach, reach + 1):
+        value = nearest + offset
+        weight = torch.exp(-0.5 * ((seen - (value * step - 1)) / spread) ** 2)
+        total += torch.where((value >= 0) & (value <= levels - 1), weight, 0.0)
+    told = -0.5 * ((seen - x0.double()) / spread) ** 2 - total.log()
+    return -told.flatten(1).mean(1) / log(2)

@@ -30,11 +30,17 @@ class GaussianDenoiser:
     reverse variance of the step from each of the grid's levels to the next one exact.
     """
 
-    def __init__(self, law: Law | tuple[float, float], grid: Tensor | None = None, table: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        law: Law | tuple[float, float],
+        grid: Tensor | None = None,
+        table: Tensor | None = None,
+        logsnr_range: tuple[float, float] = (-12.0, 12.0),
+    ) -> None:
         self.law = law
         self.grid = grid
         self.table = table
-        self.logsnr_range = (-12.0, 12.0) if table is None else (table[-1].item(), table[0].item())
+        self.logsnr_range = logsnr_range if table is None else (table[-1].item(), table[0].item())
 
     def moments(self, x_t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         pair = self.law(cond) if callable(self.law) else self.law

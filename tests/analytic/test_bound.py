@@ -69,3 +69,15 @@ def test_bits_per_dimension_of_gaussian_pixels_is_their_entropy():
     entropy = density - math.log2(2 / 255)  # -log2 p(x0) - log2(bin), on average over these very pixels
     bound = stage_bound(stage, Batch(x0, None, torch.tensor([3])), torch.device("cpu")).item()
     assert entropy < bound < 1.03 * entropy
+
+
+def test_the_continuous_bound_of_gaussian_pixels_is_their_entropy():
+    """An exact denoiser loses nothing in continuous time: bound and entropy agree, up to the noise drawn."""
+    schedule = ScheduleConfig(kind="cosine", logsnr_min=-9.0, logsnr_max=7.0)
+    stage = random_stage(stage_config(64, schedule=schedule))
+    stage.denoiser = GaussianDenoiser((0.0, C), logsnr_range=(-9.0, 7.0))
+    x0 = quantise(C * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)))
+    density = 0.5 * math.log2(2 * math.pi * C**2) + x0.square().mean().item() / (2 * C**2) / math.log(2)
+    entropy = density - math.log2(2 / 255)
+    bounds = [stage_bound(stage, Batch(x0, None, torch.tensor([k])), torch.device("cpu")).item() for k in range(6)]
+    assert sum(bounds) / 6 == pytest.approx(entropy, rel=0.003)

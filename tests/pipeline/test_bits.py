@@ -15,11 +15,11 @@ from cdm.cascade import Cascade
 from cdm.config import DataConfig, LossConfig, ScheduleConfig
 from cdm.data.pixels import to_float
 from cdm.errors import UserError
-from cdm.losses import make_cond, prior_bits_per_dim, vlb_term
+from cdm.losses import make_cond, prior_bits_per_dim, reconstruction_bits_per_dim, vlb_term
 from cdm.noise.process import add_noise
 from cdm.pipeline.bits import bits_per_dim, stage_bound
 from cdm.rng import Purpose, Rng
-from cdm.types import Batch
+from cdm.types import Batch, Cond
 
 TABLE = ScheduleConfig(kind="cosine_table", num_timesteps=70)  # more than one chunk of levels
 COUNT = 3
@@ -45,13 +45,13 @@ def numbers(line: str) -> tuple[float, float]:
 
 
 def test_one_line_for_each_stage(tmp_path, images):
-    """The mean and interval are those of the bound of each image; a continuous stage has none and says so."""
+    """The mean and interval are those of the bound of each image; of a table and of a continuous stage alike."""
     configs = [learned(8, num_labels=4), stage_config(16, 8, num_labels=4)]
     cascade = random_cascade(*configs, classes="abc")
     run = save_run(tmp_path / "run", cascade)
     lines = list(bits_per_dim(run, str(tmp_path / "data"), 10, "cpu", "fp32"))
     assert len(lines) == 2 and lines[0].endswith("on 3 images")
-    assert lines[1] == "stage 1-16: no bound; it has the continuous schedule 'cosine', not a table"
+    assert lines[1].startswith("stage 1-16: ") and numbers(lines[1])[0] > 0
     stage = Cascade.load(run, precision="fp32").stages[0]
     x = to_float(torch.from_numpy(images)[:, None])
     blocks = ((x.double().view(3, 1, 8, 2, 8, 2).mean((3, 5)) + 1) * 127.5).round() / 127.5 - 1
@@ -87,6 +87,37 @@ def test_the_bound_of_an_image_is_the_sum_of_its_terms(low):
         prediction = stage.denoiser(x_t, logsnr[None], cond)
         total += vlb_term(stage.denoiser, prediction, x0, x_t, logsnr[None]).item()
     assert stage_bound(stage, one, torch.device("cpu")).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_bound_of_a_continuous_stage_is_an_integral_over_levels():
+    """Against the integral in log-SNR by the trapezoidal rule on levels of its own, with other noise."""
+    stage = random_stage(stage_config(8, schedule=ScheduleConfig(logsnr_min=-6.0, logsnr_max=7.0)), 0)
+    x0 = to_float(np.random.default_rng(2).integers(0, 256, (1, 1, 8, 8), dtype=np.uint8))
+    one = Batch(x0, None, torch.tensor([4]))
+    levels = torch.linspace(-6, 7, 4001)
+    eps = torch.randn(4001, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x_t = add_noise(x0.expand(4001, -1, -1, -1), eps, levels)
+    with torch.no_grad():
+        error = (stage.denoiser(x_t, levels, Cond()).eps - eps).square().mean((1, 2, 3))
+    last = reconstruction_bits_per_dim(x0, x_t[-1:], 7.0).item()
+    expected = 0.5 * torch.trapezoid(error, levels).item() / np.log(2) + last
+    expected += prior_bits_per_dim(stage.denoiser, x0).item()
+    assert stage_bound(stage, one, torch.device("cpu")).item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("logsnr", [2.0, 8.0, 14.0])
+def test_pixels_are_told_from_their_noisy_values_by_bayes(logsnr):
+    """Against the posterior over all 16 values, one after the other, at the ends of the range too."""
+    values = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    x0 = values[torch.tensor([[0, 15, 7, 8]])].view(1, 1, 2, 2).float()
+    x_t = add_noise(x0, torch.tensor([-1.5, 2.0, 0.3, -0.4]).view(1, 1, 2, 2), torch.tensor([logsnr]))
+    scaled = x_t.double().flatten() / (1 / (1 + np.exp(-logsnr))) ** 0.5
+    log_weight = -0.5 * (scaled[:, None] - values) ** 2 * np.exp(logsnr)
+    posterior = log_weight.softmax(1)[torch.arange(4), torch.tensor([0, 15, 7, 8])]
+    expected = -posterior.log2().mean().item()
+    assert reconstruction_bits_per_dim(x0, x_t, logsnr, 16).item() == pytest.approx(
+        expected, rel=1e-3, abs=1e-5
+    )  # x_t is float32
 
 
 def test_deep_images_are_read_in_the_runs_own_window(tmp_path):

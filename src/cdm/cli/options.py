@@ -141,7 +141,7 @@ class Info:
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Run folder."""
     bits_per_dim: Annotated[str | None, _may("DATA")] = None
-    """Variational bound on these images, per stage (table schedules)."""
+    """Variational bound on these images, per stage."""
     num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 64
     """Images for the bound."""
     device: Annotated[str | None, _may("NAME")] = None
