@@ -382,3 +382,9 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def check_not_in_use(folder: str | Path) -> None:
+    """Raises ``UserError`` at once where another process owns the run; ``RunLock`` itself is taken later."""
+    if (Path(folder) / "run.lock").exists():
+        RunLock(folder).release()

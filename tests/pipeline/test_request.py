@@ -71,7 +71,16 @@ def test_every_option_is_either_fixed_or_known_to_be_free() -> None:
 
 
 def test_changed_data_is_refused_unless_allowed() -> None:
-    check_same_data(STORED, "a" * 64, FIRST)
-    with pytest.raises(UserError, match=r"bbbbbbbbbbbb, expected aaaaaaaaaaaa.*--allow-changed-data"):
-        check_same_data(STORED, "b" * 64, FIRST)
-    check_same_data(STORED, "b" * 64, replace(FIRST, allow_changed_data=True))
+    check_same_data(STORED, "a" * 64, None, FIRST)
+    with pytest.raises(UserError, match=r"data at data .*bbbbbbbbbbbb, expected aaaaaaaaaaaa.*--allow-changed-data"):
+        check_same_data(STORED, "b" * 64, None, FIRST)
+    check_same_data(STORED, "b" * 64, None, replace(FIRST, allow_changed_data=True))
+
+
+def test_changed_validation_images_are_refused_unless_allowed() -> None:
+    stored, asked = STORED | {"val_fingerprint": "c" * 64}, replace(FIRST, val="held")
+    check_same_data(stored, "a" * 64, "c" * 64, asked)
+    with pytest.raises(UserError, match=r"data at held .*dddddddddddd, expected cccccccccccc.*--allow-changed-data"):
+        check_same_data(stored, "a" * 64, "d" * 64, asked)
+    check_same_data(stored, "a" * 64, "d" * 64, replace(asked, allow_changed_data=True))
+    check_same_data(STORED, "a" * 64, "d" * 64, asked)  # a run from before they were recorded

@@ -39,6 +39,7 @@ def run_train(options: Train, command: str) -> None:
     )
 
     # torch comes only now: wrong options are told at once
+    from cdm.artifacts import check_not_in_use
     from cdm.pipeline.describe import describe
     from cdm.pipeline.train_run import prepare, train
     from cdm.train.loop import Stopped
@@ -46,6 +47,8 @@ def run_train(options: Train, command: str) -> None:
     def recipe(sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int) -> CascadeConfig:
         return make_config(request.recipe, Facts(sizes, class_names, data, count, request.seed))
 
+    if not options.dry_run:
+        check_not_in_use(request.out)  # before the data is read, which may take minutes
     prepared = prepare(request, recipe, SIZES.get(request.recipe), say)
     if options.dry_run:
         describe(prepared)

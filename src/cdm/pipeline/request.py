@@ -85,13 +85,20 @@ def check_same(stored: dict[str, Any], request: TrainRequest) -> None:
             )
 
 
-def check_same_data(stored: dict[str, Any], fingerprint: str, request: TrainRequest) -> None:
-    if stored["fingerprint"] != fingerprint and not request.allow_changed_data:
-        raise UserError(
-            f"the data at {request.data} is not what {request.out} was started on (fingerprint {fingerprint[:12]}, "
-            f"expected {stored['fingerprint'][:12]}: paths, sizes or classes differ); "
-            "bring the old data back, train into a new --out, or go on all the same with --allow-changed-data."
-        )
+def check_same_data(
+    stored: dict[str, Any], fingerprint: str, val_fingerprint: str | None, request: TrainRequest
+) -> None:
+    """Refuse other training or validation images than the run was started on. ``val_fingerprint``: of --val, if any."""
+    if request.allow_changed_data:
+        return
+    for data, now in ((request.data, fingerprint), (request.val, val_fingerprint)):
+        before = stored["fingerprint"] if data is request.data else stored.get("val_fingerprint")
+        if before is not None and now != before:
+            raise UserError(
+                f"the data at {data} is not what {request.out} was started on (fingerprint {(now or 'none')[:12]}, "
+                f"expected {before[:12]}: paths, sizes or classes differ); "
+                "bring the old data back, train into a new --out, or go on all the same with --allow-changed-data."
+            )
 
 
 def _shown(value: Any) -> str:

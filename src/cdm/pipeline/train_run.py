@@ -49,6 +49,7 @@ class Prepared:
     request: TrainRequest
     config: CascadeConfig
     fingerprint: str
+    val_fingerprint: str | None  # of --val
     train: TrainingImages
     val: TrainingImages | None
     device: torch.device
@@ -98,11 +99,13 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     threads = set_threads(request.threads)
     check_place(request)
     source = open_source(request.data)
+    val_source = None if request.val is None else open_source(request.val)
+    val_fingerprint = None if val_source is None else val_source.fingerprint
     stored = _stored(request.out)
     run = None
     if stored is not None:
         check_same(stored, request)
-        check_same_data(stored, source.fingerprint, request)
+        check_same_data(stored, source.fingerprint, val_fingerprint, request)
         run = load_config(request.out)
     sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
     array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
@@ -116,8 +119,8 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         flip=request.flip,
         balanced=request.balanced,
     )
-    if request.val is not None:
-        held = _load(open_source(request.val), sizes[-1], request.channels, say, data)
+    if val_source is not None:
+        held = _load(val_source, sizes[-1], request.channels, say, data)
         held = held.with_classes(array.class_names)
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows = None
@@ -133,7 +136,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         f"{counted(len(train), 'training image')} {classes}, {len(val) if val else 0:,} held out; "
         f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {counted(threads, 'thread')}"
     )
-    return Prepared(request, config, source.fingerprint, train, val, device, dtype, threads, began)
+    return Prepared(request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began)
 
 
 def _stored(out: Path) -> dict[str, Any] | None:
@@ -180,7 +183,7 @@ def train(prepared: Prepared, say: Say) -> Path:
         stored = _stored(folder)
         if stored is not None:  # checked again: another process may have begun since this one looked
             check_same(stored, prepared.request)
-            check_same_data(stored, prepared.fingerprint, prepared.request)
+            check_same_data(stored, prepared.fingerprint, prepared.val_fingerprint, prepared.request)
         events = Events(folder / "events.jsonl")
         stages = prepared.config.stages
         extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
@@ -204,7 +207,12 @@ def _start(prepared: Prepared, say: Say) -> None:
     folder, request = prepared.folder, prepared.request
     for k, stage in enumerate(prepared.config.stages):
         save_json(make_folder(folder / prepared.stage_name(k)) / "config.json", {"config": to_dict(stage)})
-    training = {"data": request.data, "fingerprint": prepared.fingerprint, "options": request.fixed()}
+    training = {
+        "data": request.data,
+        "fingerprint": prepared.fingerprint,
+        "val_fingerprint": prepared.val_fingerprint,
+        "options": request.fixed(),
+    }
     save_json(folder / "cascade.json", {"config": to_dict(prepared.config), "training": training})
     say(f"new run in {folder}")
 
