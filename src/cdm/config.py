@@ -105,6 +105,7 @@ class OptimConfig:
 
     batch_size: int = 64
     micro_batch: int = 0  # 0: the whole batch at once
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside the net, AdamW for the rest
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0

@@ -18,7 +18,7 @@ from cdm.train.step import Trainee, make_dropout
 from cdm.types import Batch
 
 RNG = Rng(5)
-STAGES = {"base": {}, "sr": {"size": 16, "low": 8}}
+STAGES: dict[str, dict[str, Any]] = {"base": {}, "sr": {"size": 16, "low": 8}, "muon": {"optimizer": "muon"}}
 
 
 def trainee(**config: Any) -> Trainee:
@@ -124,10 +124,14 @@ def infinite_gradient(t: Trainee, monkeypatch: pytest.MonkeyPatch, made: Batch) 
 
 @pytest.mark.parametrize("plant", [nan_in_input, nan_in_loss, nan_in_gradient, infinite_gradient])
 @pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_step_that_is_not_finite_changes_nothing(
-    plant: Callable[[Trainee, pytest.MonkeyPatch, Batch], None], before: int, monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[Trainee, pytest.MonkeyPatch, Batch], None],
+    before: int,
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    t = trainee(weight_decay=0.1, micro_batch=4)
+    t = trainee(weight_decay=0.1, micro_batch=4, optimizer=optimizer)
     for k in range(before):
         t.step(batch(k), RNG, 1e-3)
     t.read_means()

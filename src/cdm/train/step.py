@@ -13,6 +13,7 @@ from cdm.losses import stage_loss
 from cdm.rng import Purpose, Rng
 from cdm.stage import Stage
 from cdm.train.ema import Ema
+from cdm.train.muon import Muon
 from cdm.types import Batch, Dropout
 
 BatchSource = Callable[[Rng, Int64[Tensor, " b"]], Batch]
@@ -42,8 +43,15 @@ class Trainee:
         self.names = [name for name, _ in stage.net.named_parameters()]
         self.params = [p for _, p in stage.net.named_parameters()]
         optim = stage.config.optim
+        inner = [optim.optimizer == "muon" and _is_inner(n, p) for n, p in zip(self.names, self.params, strict=True)]
+        self.muon = Muon([p for p, own in zip(self.params, inner, strict=True) if own], optim.weight_decay)
+        self.muon_names = [name for name, own in zip(self.names, inner, strict=True) if own]
         self.optimizer = torch.optim.AdamW(
-            self.params, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+            [p for p, own in zip(self.params, inner, strict=True) if not own],
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            fused=True,
         )
         self.ema = Ema(optim.ema_sigma_rel, self.params)
         self.images_seen = 0
@@ -61,7 +69,8 @@ class Trainee:
         stage, optim = self.stage, self.stage.config.optim
         count = len(batch.index)
         micro = optim.micro_batch or count
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.params:
+            p.grad = None
         total = torch.zeros((), device=self.params[0].device)
         for begin in range(0, count, micro):
             part = _rows(batch, slice(begin, begin + micro))
@@ -83,6 +92,7 @@ class Trainee:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel on the device
         self.optimizer.step()
+        self.muon.step(lr, bad)
         self.skipped += bad
         self.bad_run = (self.bad_run + 1) * bad
         self.max_bad_run = torch.maximum(self.max_bad_run, self.bad_run)
@@ -121,6 +131,7 @@ class Trainee:
                 tensors[f"step/{name}"] = moments["step"]
             for profile, averaged in zip(self.ema.profiles, self.ema.params, strict=True):
                 tensors[f"ema-{profile:.3f}/{name}"] = averaged[i]
+        tensors |= {f"momentum/{name}": m for name, m in zip(self.muon_names, self.muon.momentum, strict=True)}
         meta = {
             "images_seen": self.images_seen,
             "attempt": self.attempt,
@@ -144,11 +155,18 @@ class Trainee:
                         own[moment] = torch.empty_like(param).copy_(tensors[f"{moment}/{name}"])
                 for profile, averaged in zip(self.ema.profiles, self.ema.params, strict=True):
                     averaged[i].copy_(tensors[f"ema-{profile:.3f}/{name}"])
+            for name, momentum in zip(self.muon_names, self.muon.momentum, strict=True):
+                momentum.copy_(tensors[f"momentum/{name}"])
         self.images_seen, self.attempt = int(meta["images_seen"]), int(meta["attempt"])
         self.lr_scale, self.seconds = float(meta["lr_scale"]), float(meta["seconds"])
         self.skipped.fill_(meta["skipped"])
         self.bad_run.fill_(meta["bad_run"])
         self.max_bad_run.fill_(meta.get("max_bad_run", meta["bad_run"]))
+
+
+def _is_inner(name: str, weight: Tensor) -> bool:
+    """Whether Muon may take it: a matrix or convolution inside the net, neither an embedding nor the first or last."""
+    return weight.ndim >= 2 and not name.startswith(("first.", "last.", "embed_"))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
