@@ -102,6 +102,8 @@ class UNet(nn.Module):
         channels = config.width * config.multipliers[0]
         self.norm = Norm(config.norm, channels)
         self.last = zero(nn.Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
+        # a net that need not carry the noise itself may be narrow
+        self.direct = zero(nn.Linear(4 * config.width, 1)) if config.direct else None
 
     def _build(self) -> None:
         config = self.config
@@ -164,6 +166,7 @@ class UNet(nn.Module):
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(labels)
         embedding = F.silu(embedding)
+        x_t = x
         if self.config.patch > 1:
             x = F.pixel_unshuffle(x, self.config.patch)
         x = self.first(x.to(memory_format=torch.channels_last))
@@ -178,7 +181,8 @@ class UNet(nn.Module):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = self._run(block, x, embedding, dropout)
         x = self.last(self.norm(x))
-        return F.pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
+        x = F.pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
+        return x if self.direct is None else x + self.direct(embedding)[:, :, None, None] * x_t[:, : x.shape[1]]
 
     def _run(self, block: nn.Module, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         if self.checkpointing and torch.is_grad_enabled():
