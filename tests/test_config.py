@@ -184,3 +184,10 @@ def test_learned_variances_need_a_table(kind: str):
 def test_sizes_and_classes_of_a_cascade():
     assert cascade().sizes == (16, 64)
     assert cascade().num_classes == 3
+
+
+def test_learned_variances_do_not_go_with_a_direct_path():
+    stage = cascade().stages[0]
+    table = ScheduleConfig(kind="cosine_table")
+    with pytest.raises(ConfigError, match="direct path"):
+        dataclasses.replace(stage, net=dataclasses.replace(stage.net, direct=True), schedule=table, variance="learned")

@@ -157,6 +157,10 @@ class StageConfig:
             )
         if self.is_base and self.augmentation.kind != "none":
             raise ConfigError("a base stage has no low-res image to augment; expected augmentation 'none'.")
+        if self.variance == "learned" and self.net.direct:
+            raise ConfigError(
+                "a net with a direct path has no learned variances; use direct false, or variance 'fixed'."
+            )
         if self.variance == "learned" and not self.schedule.kind.endswith("_table"):
             raise ConfigError(
                 f"learned variances need a discrete noise table; got the continuous schedule {self.schedule.kind!r}: "

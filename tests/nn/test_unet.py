@@ -90,13 +90,33 @@ def test_matches_guided_diffusion_parameter_by_parameter(name: str, config: NetC
         assert our_shape == expected, f"{our_name} is {our_shape}, {their_name} is {their_shape}"
 
 
-@pytest.mark.parametrize("config", [SMALL, SR, replace(SMALL, resample="strided"), replace(SR, norm="layer", patch=2)])
+@pytest.mark.parametrize(
+    "config", [SMALL, SR, replace(SMALL, resample="strided"), replace(SR, norm="layer", patch=2, direct=True)]
+)
 def test_output_starts_at_exactly_zero(config: NetConfig) -> None:
     torch.manual_seed(0)
     net = UNet(config)
     out = call(net, torch.randn(3, config.in_channels, 16, 16))
     assert out.shape == (3, 3, 16, 16)
     assert torch.equal(out, torch.zeros_like(out))
+
+
+@pytest.mark.parametrize("config", [replace(SMALL, direct=True), replace(SR, direct=True, patch=2)])
+def test_direct_path_adds_x_t_times_a_gain_of_the_noise_level(config: NetConfig) -> None:
+    """The rest of the net is silent at the start, so the output is x_t, sample by sample as the gain says."""
+    torch.manual_seed(0)
+    net = UNet(config)
+    assert net.direct is not None
+    torch.nn.init.normal_(net.direct.weight)
+    torch.nn.init.constant_(net.direct.bias, 0.25)
+    x, labels = torch.randn(3, config.in_channels, 16, 16), torch.tensor([1, 1, 1])
+    aug = torch.tensor([5.0, 5.0, 5.0]) if config.has_aug_level else None
+    with torch.no_grad():
+        out = net(x, torch.tensor([100.0, -300.0, 100.0]), labels, aug)
+    gains = (out / x[:, :3]).flatten(1)
+    torch.testing.assert_close(gains, gains[:, :1].expand_as(gains), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gains[0], gains[2])
+    assert abs(float(gains[0, 0] - gains[1, 0])) > 0.01
 
 
 def test_blocks_start_as_skips() -> None:
