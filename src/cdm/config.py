@@ -39,7 +39,7 @@ class NetConfig:
     resample: Literal["residual", "strided"] = "residual"
     norm: Literal["group", "layer"] = "group"
     num_labels: int = 0  # rows of the label table, null label included; 0: no labels
-    direct: bool = False  # add x_t to the output, times a gain that the noise level sets
+    direct: bool = False  # filters from the input to the output, past the net, by gains that the levels set
     has_aug_level: bool = False  # told the augmentation level through an embedding of its own
 
     def __post_init__(self) -> None:

@@ -102,21 +102,28 @@ def test_output_starts_at_exactly_zero(config: NetConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [replace(SMALL, direct=True), replace(SR, direct=True, patch=2)])
-def test_direct_path_adds_x_t_times_a_gain_of_the_noise_level(config: NetConfig) -> None:
-    """The rest of the net is silent at the start, so the output is x_t, sample by sample as the gain says."""
+def test_direct_path_is_a_sum_of_filters_with_gains_of_the_noise_level(config: NetConfig) -> None:
+    """The rest of the net is silent at the start. x_t alone at first; then against a convolution written out."""
     torch.manual_seed(0)
     net = UNet(config)
-    assert net.direct is not None
-    torch.nn.init.normal_(net.direct.weight)
-    torch.nn.init.constant_(net.direct.bias, 0.25)
+    direct = net.direct
+    assert direct is not None and isinstance(direct.filters, torch.nn.Conv2d)
     x, labels = torch.randn(3, config.in_channels, 16, 16), torch.tensor([1, 1, 1])
+    levels = torch.tensor([100.0, -300.0, 100.0])
     aug = torch.tensor([5.0, 5.0, 5.0]) if config.has_aug_level else None
     with torch.no_grad():
-        out = net(x, torch.tensor([100.0, -300.0, 100.0]), labels, aug)
-    gains = (out / x[:, :3]).flatten(1)
-    torch.testing.assert_close(gains, gains[:, :1].expand_as(gains), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gains[0], gains[2])
-    assert abs(float(gains[0, 0] - gains[1, 0])) > 0.01
+        direct.gains.bias[:3] = 0.25
+        torch.testing.assert_close(net(x, levels, labels, aug), 0.25 * x[:, :3])
+        torch.nn.init.normal_(direct.filters.weight)
+        torch.nn.init.normal_(direct.gains.weight)
+        out = net(x, levels, labels, aug)
+        embedding = net.embed_noise(levels) + net.embed_label(labels)  # type: ignore[misc]
+        embedding = torch.nn.functional.silu(embedding + (0 if aug is None else net.embed_aug(aug)))  # type: ignore[misc]
+        gains = direct.gains(embedding).view(3, 4, 3)
+        kernels = direct.filters.weight.view(4, 3, config.in_channels, 5, 5)
+    inner = torch.einsum("nkc,kciyx,niyx->nc", gains, kernels, x[:, :, 3:8, 6:11])
+    torch.testing.assert_close(out[:, :, 5, 8], inner, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(out[0] / x[0, :3], out[1] / x[1, :3])
 
 
 def test_blocks_start_as_skips() -> None:

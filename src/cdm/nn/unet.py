@@ -76,6 +76,35 @@ def _num_heads(config: NetConfig, channels: int) -> int:
     return heads
 
 
+class DirectPath(nn.Module):
+    """A few linear filters of the whole input, each times a gain from the embedding, summed: a net with it need not
+    carry the noise of every pixel itself, so it may be narrow and take pixels in patches.
+
+    Of the ``FILTERS`` 5x5 filters per output channel the first starts as x_t itself at gain 0, the others as nothing at
+    gain 1, so the output starts at exactly 0. The first serves where there is much noise, what the others learn (x_t
+    less its surroundings) where there is little.
+    """
+
+    FILTERS = 4
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        channels, count = config.out_channels, self.FILTERS * config.out_channels
+        self.filters = zero(nn.Conv2d(config.in_channels, count, 5, padding=2, padding_mode="replicate", bias=False))
+        self.gains = nn.Linear(4 * config.width, count)
+        nn.init.normal_(self.gains.weight, std=0.02)
+        nn.init.ones_(self.gains.bias)
+        with torch.no_grad():
+            self.gains.weight[:channels] = 0
+            self.gains.bias[:channels] = 0
+            for channel in range(channels):
+                self.filters.weight[channel, channel, 2, 2] = 1
+
+    def forward(self, x: Image, embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b out h w"]:
+        weighed = self.filters(x) * self.gains(embedding)[:, :, None, None]
+        return weighed.unflatten(1, (self.FILTERS, -1)).sum(1)
+
+
 class UNet(nn.Module):
     """The raw network of one stage. It draws no randomness and knows no noise schedule.
 
@@ -102,8 +131,7 @@ class UNet(nn.Module):
         channels = config.width * config.multipliers[0]
         self.norm = Norm(config.norm, channels)
         self.last = zero(nn.Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
-        # a net that need not carry the noise itself may be narrow
-        self.direct = zero(nn.Linear(4 * config.width, 1)) if config.direct else None
+        self.direct = DirectPath(config) if config.direct else None
 
     def _build(self) -> None:
         config = self.config
@@ -166,7 +194,7 @@ class UNet(nn.Module):
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(labels)
         embedding = F.silu(embedding)
-        x_t = x
+        whole = x
         if self.config.patch > 1:
             x = F.pixel_unshuffle(x, self.config.patch)
         x = self.first(x.to(memory_format=torch.channels_last))
@@ -182,7 +210,7 @@ class UNet(nn.Module):
             x = self._run(block, x, embedding, dropout)
         x = self.last(self.norm(x))
         x = F.pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
-        return x if self.direct is None else x + self.direct(embedding)[:, :, None, None] * x_t[:, : x.shape[1]]
+        return x if self.direct is None else x + self.direct(whole, embedding)
 
     def _run(self, block: nn.Module, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         if self.checkpointing and torch.is_grad_enabled():

@@ -165,8 +165,8 @@ class Trainee:
 
 
 def _is_inner(name: str, weight: Tensor) -> bool:
-    """Whether Muon may take it: a matrix or convolution inside the net, neither an embedding nor the first or last."""
-    return weight.ndim >= 2 and not name.startswith(("first.", "last.", "embed_"))
+    """Whether Muon may take it: a matrix or convolution inside the net, neither an embedding nor at one of its ends."""
+    return weight.ndim >= 2 and not name.startswith(("first.", "last.", "direct.", "embed_"))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
