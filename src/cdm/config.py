@@ -33,6 +33,7 @@ class NetConfig:
     num_blocks: int
     patch: int = 1  # pixels per side that enter as one position: 2 is a quarter of the cost
     attention: tuple[int, ...] = ()
+    middle_attention: bool = True  # between the two blocks at the bottom
     num_heads: int = 0  # 0: width of a head is ``head_channels``
     head_channels: int = 32
     dropout: float = 0.0

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cdm.artifacts import load_tensors, weights_hash
+from cdm.artifacts import load_tensors, weights_file, weights_hash
 from cdm.conditioning import Augmented, augment_at
 from cdm.config import ConfigError, StageConfig
 from cdm.denoiser import NetDenoiser
@@ -112,10 +112,10 @@ def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:
     """Read ``weights`` of a stage folder into ``stage``: ``ema`` (the first EMA profile), ``raw``, or a profile's
     sigma_rel such as ``0.100``."""
     if weights == "raw":
-        path = folder / "model.safetensors"
+        path = folder / weights_file()
     elif weights == "ema":
-        found = sorted(folder.glob("ema-*.safetensors"))
-        path = found[0] if found else folder / "model.safetensors"
+        profiles = stage.config.optim.ema_sigma_rel
+        path = folder / weights_file(profiles[0] if profiles else None)
     else:
         path = folder / f"ema-{weights}.safetensors"
         profiles = [file.stem.removeprefix("ema-") for file in sorted(folder.glob("ema-*.safetensors"))]

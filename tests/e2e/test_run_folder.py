@@ -96,10 +96,18 @@ def test_a_lost_cascade_file_is_refused(folder, data):
     assert not (folder / "cascade.json").exists()
 
 
-def test_damaged_weights_are_refused(folder):
-    damage_by_a_bit(folder / "0-8" / "ema-0.050.safetensors")
+def test_damaged_weights_are_refused_and_mended_by_the_training_command(folder, data):
+    """From the checkpoint; nothing else stands in for them unasked."""
+    weights = folder / "0-8" / "ema-0.050.safetensors"
+    whole = weights.read_bytes()
+    damage_by_a_bit(weights)
     refused(run("sample", folder, "--out", folder / "new"), "ema-0.050.safetensors is damaged", "checksum")
+    weights.unlink()
+    refused(run("sample", folder, "--out", folder / "new"), "has no weights at", "cdm train")
     assert not (folder / "new").exists()
+    succeeded(run("train", data, "--out", folder, *OPTIONS), "ema-0.050.safetensors", "written again from")
+    assert weights.read_bytes() == whole
+    succeeded(run("sample", folder, "-n", "1", "--out", folder / "new"))
 
 
 def damage_by_half(path):

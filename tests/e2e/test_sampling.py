@@ -224,8 +224,10 @@ def test_info_of_a_file_that_is_not_a_configuration(tmp_path):
     refused(run("info", tmp_path), "cascade.json is damaged", "put back a copy")
 
 
-def test_bits_per_dim_of_a_continuous_schedule_is_told_to_have_none(trained, data):
-    succeeded(run("info", trained.folder, "--bits-per-dim", data, "-n", 2), "no bound", "continuous")
+def test_bits_per_dim_of_every_stage(trained, data):
+    ran = run("info", trained.folder, "--bits-per-dim", data, "-n", 2)
+    succeeded(ran, "stage 0-8: ", "stage 1-16: ")
+    assert ran.out.count("bits per dimension on 2 images") == 2
 
 
 def test_config_of_the_run_survives_a_round_trip(trained):

@@ -71,6 +71,21 @@ def test_one_line_for_each_stage(tmp_path, images):
     )
 
 
+def test_images_of_every_class_are_measured(tmp_path, images):
+    """Two of three classes' images asked for: the first and the last, not the first two."""
+    run = save_run(tmp_path / "run", random_cascade(learned(16, num_labels=4), classes="abc"))
+    stage = Cascade.load(run, precision="fp32").stages[0]
+    ends = [
+        stage_bound(stage, Batch(x, torch.tensor([i]), torch.tensor([i])), torch.device("cpu")).item()
+        for i, x in (
+            (0, to_float(torch.from_numpy(images[:1])[:, None])),
+            (2, to_float(torch.from_numpy(images[2:])[:, None])),
+        )
+    ]
+    told = numbers(next(bits_per_dim(run, str(tmp_path / "data"), 2, "cpu", "fp32")))[0]
+    assert told == pytest.approx(sum(ends) / 2, abs=6e-4)
+
+
 @pytest.mark.parametrize("low", [0, 8])
 def test_the_bound_of_an_image_is_the_sum_of_its_terms(low):
     """Entry by entry, without chunks; labels kept and the low-res image clean, whatever training does to them."""

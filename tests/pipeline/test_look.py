@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.fakes import cascade_config, function_stage, random_stage, stage_config
+from tests.fakes import cascade_config, function_stage, random_cascade, random_stage, stage_config
 
 from cdm.conditioning import augment_at
 from cdm.config import DensityConfig, ScheduleConfig
 from cdm.data.batches import TrainingImages
 from cdm.data.image_array import ImageArray
-from cdm.pipeline.look import PREVIEW_SEED, Preview, Validation, super_resolve
+from cdm.pipeline.look import PREVIEW_SEED, Preview, Validation, final_grid, super_resolve
 from cdm.rng import Purpose, Rng
 
 CLASSES = ("a", "b", "c")
@@ -48,8 +48,30 @@ def test_validation_is_the_error_on_the_stages_own_target():
     for value in Validation(data, seed=1)(stage).values():
         assert value == pytest.approx(truth, rel=1e-5)
     some = Validation(data, seed=1, limit=10)(stage)
-    truth = data.target(0, torch.arange(10)).square().mean().item()
+    truth = data.target(0, torch.linspace(0, 69, 10).round().long()).square().mean().item()
     assert all(value == pytest.approx(truth, rel=1e-5) for value in some.values())
+
+
+def test_validation_sees_every_class_although_they_stand_one_after_the_other():
+    pixels = np.zeros((300, 1, 16, 16), np.uint8)
+    array = ImageArray(pixels, np.arange(300) // 100, CLASSES, tuple(map(str, range(300))), "")
+    data = TrainingImages(array, (8, 16))
+    seen = data.labels[Validation(data, seed=1, limit=12).index.numpy()]
+    assert np.bincount(seen).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "shown"), [(0, 16, 0), (3, 24, 3), (26, 104, 26), (40, 80, 40), (300, 104, 104)]
+)
+def test_last_sheet_shows_every_class_and_stays_bounded(classes, count, shown):
+    names = tuple(f"{k:03}" for k in range(classes))
+    cascade = random_cascade(stage_config(8, num_labels=classes + 1 if classes else 0), classes=names)
+    told = []
+    sampled, picture = final_grid(cascade, told.append)
+    assert len(sampled.images[0]) == count == told[-1]
+    if classes:
+        assert len(sampled.labels.unique()) == shown and sampled.labels[-1] == classes - 1
+    assert picture.startswith(b"\x89PNG") and sampled.evaluations == (32,)
 
 
 def test_validation_always_meets_the_same_noise():

@@ -10,6 +10,7 @@ from tests.train.tiny import Images, awake, make_stage, same, stage_config
 from torch import Tensor
 
 from cdm.artifacts import load_tensors, save_tensors
+from cdm.config import ConfigError
 from cdm.losses import stage_loss
 from cdm.rng import Rng
 from cdm.train import step as step_module
@@ -209,6 +210,18 @@ def test_saved_and_loaded_state_goes_on_bit_for_bit(stage: str, tmp_path: Path) 
     assert same(second.state()[0], tensors)
     assert second.state()[1] == meta
     assert (meta["images_seen"], meta["skipped"], meta["bad_run"], meta["max_bad_run"]) == (48, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [({"optimizer": "muon"}, "momentum/"), ({"size": 16, "low": 8}, "param/embed_aug"), ({"dropout": 0.1}, "")],
+)
+def test_state_of_another_network_or_optimiser_is_refused(other: dict[str, Any], told: str) -> None:
+    t = trainee(**other)
+    if not told:  # the same network
+        return t.load(*trainee().state())
+    with pytest.raises(ConfigError, match=f"does not fit this network: {told}.* is nothing, expected "):
+        t.load(*trainee().state())
 
 
 @pytest.mark.parametrize("stage", STAGES)

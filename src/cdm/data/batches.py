@@ -102,6 +102,10 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def spread(self, count: int) -> Int64[Tensor, " b"]:
+        """Indices of at most ``count`` images, evenly spread: images stand class by class, so the first are of one."""
+        return torch.linspace(0, len(self) - 1, min(count, len(self)), dtype=torch.float64).round().long()
+
     def target(self, stage: int, indices: Int64[Tensor, " b"]) -> Image:
         """Clean images ``[B, C, s, s]`` of ``stage``, float32 in [-1, 1], neither cropped nor flipped."""
         return to_float(np.asarray(self.pyramid.at(stage)[self.rows[indices.numpy()]]), self.pyramid.window)

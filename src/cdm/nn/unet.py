@@ -146,7 +146,7 @@ class UNet(nn.Module):
             if level < len(widths) - 1:
                 self.encoder.append(self._resample(channels, "down"))
                 skips.append(channels)
-        self.middle.append(Block(config, channels, channels, self._next(), attention=True))
+        self.middle.append(Block(config, channels, channels, self._next(), attention=config.middle_attention))
         self.middle.append(Block(config, channels, channels, self._next(), attention=False))
         for level, out in reversed(list(enumerate(widths))):
             for _ in range(config.num_blocks + 1):

@@ -35,7 +35,7 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     images = TrainingImages(array.with_classes(config.class_names), config.sizes)
     for stage in cascade.stages:
         name = f"stage {stage.name}"
-        rows = range(min(count, len(images)))
+        rows = images.spread(count).tolist()
         bound = torch.stack([stage_bound(stage, _one(images, stage.index, i), cascade.device) for i in rows])
         half = 1.96 * float(bound.std()) / len(bound) ** 0.5 if len(bound) > 1 else float("nan")
         yield f"{name}: {float(bound.mean()):.3f} +- {half:.3f} bits per dimension on {len(bound)} images"

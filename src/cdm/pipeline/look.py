@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +25,8 @@ from cdm.stage import Stage
 from cdm.types import Batch, Labels
 
 BANDS = 4
+GRID_MOST, GRID_STEPS = 104, 64
+"""Images, and steps per stage, of the sheet at the end of a run: it must not cost as much as the run."""
 PREVIEW_SEED = 1 << 40
 """Seeds of previews: far from those that people sample with."""
 
@@ -32,7 +36,7 @@ class Validation:
 
     def __init__(self, images: TrainingImages, seed: int, limit: int = 128) -> None:
         self.images, self.seed = images, seed
-        self.index = torch.arange(min(len(images), limit))
+        self.index = images.spread(limit)
 
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, float]:
@@ -90,7 +94,7 @@ class Preview:
 
     def _panel(self, stage: Stage) -> PILImage.Image:
         """Low-res | augmented low-res | SR | real, for eight images at the default level."""
-        rows = torch.linspace(0, len(self.images) - 1, min(8, len(self.images))).round().long()
+        rows = self.images.spread(8)
         x0 = self.images.target(stage.index, rows)
         low = self.images.target(stage.index - 1, rows)
         labels = None if self.images.labels is None else torch.from_numpy(self.images.labels)[rows]
@@ -119,12 +123,23 @@ def super_resolve(
     return run_stage(stage, cond, seeds, settings, steps).image, augmented.noisy
 
 
-def final_grid(cascade: Cascade, per_class: int) -> tuple[Samples, bytes]:
-    """Every class, low-res beside high-res."""
+def final_grid(cascade: Cascade, progress: Callable[[int], None]) -> tuple[Samples, bytes]:
+    """Every class, low-res beside high-res: 8 or 4 images of each, at most ``GRID_MOST`` in all; of more classes than
+    that some, evenly spread. At most ``GRID_STEPS`` steps a stage. ``progress`` is told the images made."""
     classes = cascade.config.num_classes
-    labels = torch.arange(classes).repeat_interleave(per_class) if classes else None
+    labels = None
+    if classes:
+        per_class = max(1, min(4 if classes > 8 else 8, GRID_MOST // classes))
+        shown = torch.linspace(0, classes - 1, min(classes, GRID_MOST), dtype=torch.float64).round().long()
+        labels = shown.repeat_interleave(per_class)
     count = 16 if labels is None else len(labels)
-    sampled = cascade.sample(labels, torch.arange(count))
+    settings = cascade.settings(steps=[min(own, GRID_STEPS) for own in cascade.settings().steps])
+    parts = []
+    for rows in torch.arange(count).split(26):
+        parts.append(cascade.sample(None if labels is None else labels[rows], rows, settings=settings))
+        progress(int(rows[-1]) + 1)
     window: Window = cascade.config.data.window
-    images = [to_images(x, window) for x in sampled.images]
+    stages = [torch.cat(stage) for stage in zip(*(part.images for part in parts), strict=True)]
+    images = [to_images(x, window) for x in stages]
+    sampled = dataclasses.replace(parts[0], images=tuple(stages), labels=labels, seeds=torch.arange(count))
     return sampled, png_bytes(class_grid(images, labels, cascade.config.class_names, window))

@@ -30,6 +30,7 @@ from cdm.pipeline.request import TrainRequest, check_place, check_same, check_sa
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 from cdm.stage import Stage, build_stage
+from cdm.train.checkpoint import mend_weights
 from cdm.train.events import Events
 from cdm.train.log import TrainLog, TrainProgress, counted, duration, find_tensorboard
 from cdm.train.loop import StageJob, read_plan, train_stage
@@ -265,9 +266,10 @@ def _train_one(
     assert plan is not None
     name = prepared.stage_name(k)
     done = events.last("stage_done", k)
-    if done is not None and done["images"] >= plan.goal:
-        return
     folder = make_folder(prepared.folder / name)
+    if done is not None and done["images"] >= plan.goal:
+        mend_weights(folder, prepared.config.stages[k].optim.ema_sigma_rel, say)
+        return
     stage, shadow = prepared.stage(k), prepared.stage(k)
     shadow.net.eval().requires_grad_(False)
     seed = prepared.config.seed
@@ -304,7 +306,8 @@ def _finish(prepared: Prepared, events: Events, say: Say) -> Path:
         say(f"{folder} is trained already; a larger --images or --minutes would train it further")
         return folder / "report.html"
     cascade = Cascade.load(folder, device=str(prepared.device), precision=precision_name(prepared.dtype))
-    _, picture = final_grid(cascade, per_class=4 if cascade.config.num_classes > 8 else 8)
+    began = time.monotonic()
+    _, picture = final_grid(cascade, lambda made: _told_grid(made, began, say))
     write_atomic(folder / "samples.png", picture)
     report = training_report(folder, prepared.request.command)
     events.append("finished", weights=cascade.hash)
@@ -313,6 +316,12 @@ def _finish(prepared: Prepared, events: Events, say: Say) -> Path:
         f"high-res), {report}\nnext: cdm sample {folder} --seed 1"
     )
     return report
+
+
+def _told_grid(made: int, began: float, say: Say) -> None:
+    """Progress of the last samples, where they take a while."""
+    if time.monotonic() - began > 2:
+        say(f"samples for the last sheet: {made} made")
 
 
 @contextmanager

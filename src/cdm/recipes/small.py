@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 
 from cdm.config import (
@@ -74,13 +75,16 @@ def small(facts: Facts) -> CascadeConfig:
             net = _net(facts, index, 32, (2, 3, 3), (8,), patch=_patch(size, 16))
             optim = OptimConfig(optimizer="muon", batch_size=64, lr=1.6e-3, cost_share=0.62)
         else:
+            crop = _crop(size, facts.sizes[index - 1])
             net = _net(facts, index, 48, (1, 1, 1), (), patch=_patch(size, 32))
+            if crop:  # attention would meet more pixels when sampling than it was trained on
+                net = replace(net, middle_attention=False)
             optim = OptimConfig(
                 optimizer="muon",
                 batch_size=32,
                 lr=1.2e-3,
                 cost_share=0.38 / (len(facts.sizes) - 1),
-                crop_size=_crop(size, facts.sizes[index - 1]),
+                crop_size=crop,
             )
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(

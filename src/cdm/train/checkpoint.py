@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdm.artifacts import load_tensors, make_folder, save_tensors, told_by_path, weights_file
-from cdm.errors import CorruptError
+from cdm.errors import CorruptError, UserError
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:
@@ -103,6 +103,24 @@ def save_weights(
     for sigma_rel, tensors in [*emas.items(), (None, params)]:
         stored = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
         save_tensors(Path(folder) / weights_file(sigma_rel), stored, meta | {"sigma_rel": sigma_rel})
+
+
+def mend_weights(folder: str | Path, profiles: Sequence[float], say: Callable[[str], None]) -> None:
+    """Write the weights of a finished stage again from its last checkpoint, where a file of them is lost or damaged."""
+    for sigma_rel in (None, *profiles):
+        path = Path(folder) / weights_file(sigma_rel)
+        try:
+            load_tensors(path)
+            continue
+        except UserError as error:
+            found = latest_checkpoint(folder, say)
+            if found is None:
+                raise
+            say(f"{error} It is written again from {found[2].name}.")
+        prefix = "param/" if sigma_rel is None else f"ema-{sigma_rel:.3f}/"
+        tensors = {name.removeprefix(prefix): x for name, x in found[0].items() if name.startswith(prefix)}
+        meta = {"images_seen": found[1]["images_seen"], "stage": Path(folder).name, "sigma_rel": sigma_rel}
+        save_tensors(path, tensors, meta)
 
 
 def save_snapshots(folder: str | Path, images_seen: int, emas: dict[float, dict[str, Tensor]], keep: int = 2) -> None:

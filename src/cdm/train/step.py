@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from cdm.config import ConfigError
 from cdm.losses import stage_loss
 from cdm.rng import Purpose, Rng
 from cdm.stage import Stage
@@ -144,7 +145,12 @@ class Trainee:
         return tensors, meta
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """The inverse of ``state``."""
+        """The inverse of ``state``.
+
+        Raises:
+            ConfigError: a state of another network or optimiser, told by names and shapes.
+        """
+        self._check_fits(tensors)
         with torch.no_grad():
             for i, (name, param) in enumerate(zip(self.names, self.params, strict=True)):
                 param.copy_(tensors[f"param/{name}"])
@@ -162,6 +168,20 @@ class Trainee:
         self.skipped.fill_(meta["skipped"])
         self.bad_run.fill_(meta["bad_run"])
         self.max_bad_run.fill_(meta.get("max_bad_run", meta["bad_run"]))
+
+    def _check_fits(self, tensors: dict[str, Tensor]) -> None:
+        wanted = {f"param/{name}": p.shape for name, p in zip(self.names, self.params, strict=True)}
+        wanted |= {f"momentum/{name}": m.shape for name, m in zip(self.muon_names, self.muon.momentum, strict=True)}
+        found = {name: x.shape for name, x in tensors.items() if name.startswith(("param/", "momentum/"))}
+        if odd := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+            raise ConfigError(
+                f"the checkpoint does not fit this network: {odd[0]} is {_shape(found, odd[0])}, expected "
+                f"{_shape(wanted, odd[0])}; it was made by another version of cdm: use that one, or a new --out."
+            )
+
+
+def _shape(shapes: dict[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "nothing"
 
 
 def _is_inner(name: str, weight: Tensor) -> bool:
