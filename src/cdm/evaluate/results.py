@@ -29,17 +29,17 @@ class Metric:
 METRICS = {
     "fd": Metric("FD-{}", "lower"),
     "sfid": Metric("sFID", "lower"),
-    "kid": Metric("KID-{} ×1000", "lower", factor=1000),
+    "kid": Metric("KID-{} ×1000", "lower", factor=1000.0),
     "is": Metric("Inception Score", "higher"),
     "precision": Metric("precision", "higher", digits=3),
     "recall": Metric("recall", "higher", digits=3),
     "density": Metric("density", "higher", digits=3),
     "coverage": Metric("coverage", "higher", digits=3),
-    "cas_top1": Metric("CAS top-1", "higher", digits=1, factor=100, unit=" %"),
-    "cas_top5": Metric("CAS top-5", "higher", digits=1, factor=100, unit=" %"),
-    "cas_real_top1": Metric("the same, trained on real images, top-1", "higher", digits=1, factor=100, unit=" %"),
-    "cas_real_top5": Metric("the same, trained on real images, top-5", "higher", digits=1, factor=100, unit=" %"),
-    "copy_rate": Metric("copies of training images", "lower", digits=1, factor=100, unit=" %"),
+    "cas_top1": Metric("CAS top-1", "higher", digits=1, factor=100.0, unit=" %"),
+    "cas_top5": Metric("CAS top-5", "higher", digits=1, factor=100.0, unit=" %"),
+    "cas_real_top1": Metric("the same, trained on real images, top-1", "higher", digits=1, factor=100.0, unit=" %"),
+    "cas_real_top5": Metric("the same, trained on real images, top-5", "higher", digits=1, factor=100.0, unit=" %"),
+    "copy_rate": Metric("copies of training images", "lower", digits=1, factor=100.0, unit=" %"),
 }
 
 

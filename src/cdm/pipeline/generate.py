@@ -20,7 +20,8 @@ from torch import Tensor
 from cdm.artifacts import make_folder, told_by_path
 from cdm.cascade import Cascade, StageImage, image_seed, run_stage
 from cdm.config import SamplingConfig, to_dict
-from cdm.data.pixels import FULL_8, to_float, to_images
+from cdm.data.batches import StageImages
+from cdm.data.pixels import FULL_8, Window, to_float, to_images
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.feature_store import FeatureStore
@@ -86,7 +87,8 @@ class OracleImages:
     settings: SamplingConfig
     seed: int
     after: int
-    low_res: UInt8[np.ndarray, "n c low low"]
+    low_res: StageImages
+    window: Window
     labels: ClassIndex | None
     data: str  # fingerprint of the real images
 
@@ -114,7 +116,7 @@ class OracleImages:
     def block(self, start: int, stop: int) -> Images:
         seeds = torch.tensor([image_seed(self.seed, i) for i in range(start, stop)])
         labels = None if self.labels is None else torch.from_numpy(self.labels[start:stop])
-        x = to_float(np.array(self.low_res[start:stop])).to(self.cascade.device)
+        x = to_float(np.array(self.low_res[start:stop]), self.window).to(self.cascade.device)
         return to_bytes(carry_up(self.cascade, self.after, x, labels, seeds, self.settings), self.what)
 
 
@@ -223,8 +225,9 @@ def _write_rows(path: Path, indices: Int64[np.ndarray, " b"], rows: UInt8[np.nda
 
 
 def fill(
-    source: ImageSource, sinks: Sequence[Sink], processes: Processes, batch_size: int, progress: Progress
-) -> int:
+    source: ImageSource, sinks: Sequence[Sink], processes: Processes, batch_size: int, progress: Progress,
+    say: Callable[[str], None] | None = None,
+) -> int:  # fmt: skip
     """Give every sink the images it misses, each block made once. Returns how many images this process made.
 
     Blocks begin at multiples of ``batch_size`` and are made whole, so a resume and several processes make the same
@@ -233,6 +236,9 @@ def fill(
     processes.wait()
     missing = [sink.missing() for sink in sinks]
     processes.wait()  # nobody writes before everybody has looked
+    left = max(map(len, missing), default=0)
+    if say is not None and 0 < left < source.count:
+        say(f"going on: {source.count - left:,} of {source.count:,} images are done already")
     blocks = np.unique(np.concatenate([*missing, np.empty(0, dtype=np.int64)]) // batch_size)
     mine = [int(block) for block in blocks if processes.owns(int(block))]
     made = 0

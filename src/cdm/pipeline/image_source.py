@@ -7,7 +7,8 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -59,12 +60,13 @@ class FileImages:
     source: Source
     shape: tuple[int, int, int]
     count: int
+    class_names: tuple[str, ...]
 
     @property
     def what(self) -> str:
         return self.source.where
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Paths and sizes of all files, and the bytes of some: other images under the same names have another key."""
         sha = hashlib.sha256()
@@ -72,15 +74,19 @@ class FileImages:
             sha.update(self.source.read(i))
         return key_of("files", self.source.fingerprint, sha.hexdigest())
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.source.class_names
-
-    @property
+    @cached_property
     def labels(self) -> ClassIndex | None:
-        if not self.source.class_names:
+        if not self.class_names:
             return None
-        return np.array([entry.label for entry in self.source.entries[: self.count]], dtype=np.int64)
+        entries = self.source.entries[: self.count]
+        return np.array([self.class_names.index(entry.path.split("/")[0]) for entry in entries], dtype=np.int64)
+
+    def with_classes(self, class_names: tuple[str, ...]) -> FileImages:
+        """Labelled by another list. Raises ``UserError`` for a class that it lacks."""
+        odd = sorted(set(self.source.class_names) - set(class_names))
+        if class_names and odd:
+            raise unlike_classes(self.what, repr(odd[0]), class_names)
+        return replace(self, class_names=class_names)
 
     def block(self, start: int, stop: int) -> Images:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -105,6 +111,14 @@ class FileImages:
         return to_bit_depth(pixels, 8).transpose(2, 0, 1)
 
 
+def unlike_classes(where: str, odd: str, class_names: tuple[str, ...]) -> UserError:
+    known = ", ".join(class_names[:8]) + ", ..." * (len(class_names) > 8)
+    return UserError(
+        f"{where} has the class {odd}, which the real images lack; expected only {known}: give real images of the same "
+        "classes."
+    )
+
+
 def open_files(path: str, count: int | None) -> FileImages:
     """A folder or zip of images; the first one settles the size and whether they are grey."""
     source = open_source(path)
@@ -124,7 +138,7 @@ def open_files(path: str, count: int | None) -> FileImages:
         raise UserError(
             f"{source.entries[0].path!r} of {path!r} is {width}x{height} pixels; expected a square: crop the images."
         )
-    return FileImages(source, (channels, height, height), asked)
+    return FileImages(source, (channels, height, height), asked, source.class_names)
 
 
 def _is_grey(data: bytes) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class RealImages:
     def what(self) -> str:
         return f"{ROLES[self.role]} images"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names pixels and classes: the same images at another place are the same reference."""
         labels = None if self.labels is None else self.labels.tolist()
@@ -77,7 +78,7 @@ class RealImages:
     def class_names(self) -> tuple[str, ...]:
         return self.array.class_names
 
-    @property
+    @cached_property
     def labels(self) -> ClassIndex | None:
         return None if self.array.labels is None else self.array.labels[self.rows]
 

@@ -1,0 +1,197 @@
+"""``cdm evaluate``: from a run or images to ``report.json`` and ``report.html``. The same call again goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cdm
+from cdm.artifacts import RunLock, make_folder
+from cdm.errors import UserError
+from cdm.evaluate.evaluation_report import evaluation_report
+from cdm.evaluate.extractors import load_extractor
+from cdm.evaluate.extractors.base import Extractor, MissingWeights, widths
+from cdm.evaluate.extractors.domain import cached_domain
+from cdm.evaluate.feature_store import FeatureStore
+from cdm.evaluate.results import Report, save_report
+from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Judged, Ledger, Side
+from cdm.pipeline.evaluate_inputs import Inputs, open_inputs
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
+from cdm.pipeline.image_source import key_of
+from cdm.pipeline.npz_source import GivenStats
+from cdm.pipeline.processes import Processes
+from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder
+from cdm.pipeline.saving import FolderSink, check_save, pack
+from cdm.runtime import choose_device, set_threads
+from cdm.train.log import counted, duration
+
+Say = Callable[[str], None]
+DOMAIN_SEED = 0
+SHOWN_MOST = 208
+"""Images kept for the sheet of samples."""
+EXTRACTED = {"fd": ("fd",), "sfid": ("sfid",), "kid": ("kid",), "is": ("is",), "prdc": NEIGHBOURHOODS}
+"""Figures of each group that an extractor is needed for."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every step needs: the request, what was read, and where things are kept."""
+
+    request: EvaluateRequest
+    inputs: Inputs
+    processes: Processes
+    cache: ReferenceCache
+    desk: Desk
+    work: Path
+    device: torch.device
+    progress: Progress
+    say: Say
+
+    def side(self, role: str, extractor: Extractor) -> Side | None:
+        """Real images of ``role`` as ``extractor`` sees them; given statistics go before those of images."""
+        real = self.inputs.val if role == "val" else self.inputs.train
+        given = self.inputs.stats.get(role)
+        if given is not None and extractor.name != "inception":
+            given = None
+        if real is None and given is None:
+            return None
+        rows = None if real is None else self.cache.features(real, extractor).rows()
+        if given is not None:
+            return Side(role, given.fingerprint, given.count, given.of, rows)
+        assert real is not None
+        return Side(role, real.fingerprint, real.count, partial(self.cache.stats, real, extractor), rows)
+
+
+def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress, say: Say) -> Path | None:
+    """Carry the request out. Returns the path of ``report.html`` on the first process, None on the others.
+
+    Raises:
+        UserError: something that cannot work, or not one figure that could be computed (the report then says why).
+    """
+    began = time.monotonic()
+    set_threads(request.threads)
+    device = choose_device(request.device)
+    inputs = open_inputs(request, say)
+    work = request.out / "work"
+    ledger = Ledger(work / "figures.jsonl")
+    check_save(request, inputs.source, ledger)
+    make_folder(work)
+    lock = RunLock(request.out) if processes.first else None
+    try:
+        cache = ReferenceCache(cache_folder(), processes, request.batch_size, progress, say)
+        bench = Bench(request, inputs, processes, cache, Desk(request, ledger, say), work, device, progress, say)
+        say(f"judging {counted(inputs.source.count, 'image')} of {inputs.source.what} at {inputs.source.shape[-1]} pixels")
+        extractors = find_extractors(bench)
+        stores, images = run_through(bench, extractors)
+        for extractor in extractors:
+            for role in ("val", "train"):
+                bench.side(role, extractor)  # every process takes its share of the reference's blocks
+        chains = fill_chains(bench, extractors)
+        if not processes.first:
+            processes.wait()
+            return None
+        report = _judge(bench, extractors, stores, images, chains, began)
+        processes.wait()
+        return report
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def find_extractors(bench: Bench) -> list[Extractor]:
+    """Those asked for; by default ``domain``, and ``inception`` where its weights are. What is missing is listed."""
+    request, desk = bench.request, bench.desk
+    if not any(request.wants(group) for group in (*EXTRACTED, "memorisation", "diagnosis")):
+        return []
+    found: list[Extractor] = []
+    for name in request.extractors or ("domain", "inception"):
+        try:
+            if name == "domain":
+                found.append(_domain(bench))
+            else:
+                weights = request.extractor_weights.get(name)
+                found.append(load_extractor(name, weights=weights, device=bench.device, unverified=request.unverified))
+        except MissingWeights as error:
+            desk.leave_out(str(error), _figures_of(request, name), extractor=name)
+        except UserError as error:
+            if name != "domain":
+                raise  # weights that are there and damaged, or a callable that is not there: to be mended
+            desk.leave_out(f"failed: {error}", _figures_of(request, name), extractor=name)
+    return found
+
+
+def _figures_of(request: EvaluateRequest, extractor: str) -> list[str]:
+    """Figures that would need this extractor."""
+    groups = ["fd", "kid", "prdc", *(["sfid", "is"] if extractor == "inception" else [])]
+    return [metric for group in groups if request.wants(group) for metric in EXTRACTED[group]]
+
+
+def _domain(bench: Bench) -> Extractor:
+    """Trained on the real training images, or on those given where there are no others; kept in the cache."""
+    real = bench.inputs.train or bench.inputs.val
+    if real is None:
+        raise UserError("the domain extractor is trained on real images and got statistics only; give --train-data.")
+    make = partial(
+        cached_domain, cache_folder() / "domain", labels=real.labels, fingerprint=real.key, seed=DOMAIN_SEED,
+        device=bench.device,
+    )  # fmt: skip
+
+    def told(share: float) -> None:
+        bench.progress("training the domain extractor", round(1000 * share), 1000)
+
+    if bench.processes.first:
+        extractor = make(images=_pixels(real), progress=told)
+    bench.processes.wait()
+    if not bench.processes.first:
+        extractor = make(images=_pixels(real))
+    return extractor
+
+
+def _pixels(real: RealImages) -> np.ndarray:
+    """Its 8-bit pixels, mapped where the data is and nothing has to be converted."""
+    whole = len(real.rows) == len(real.array)
+    if whole and real.array.images.dtype == np.uint8 and real.array.window == (0, 255):
+        return real.array.images
+    return real.all().numpy()
+
+
+def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[FeatureStore], ImageStore | None]:
+    """The one pass over the images: features of each extractor, the images that are needed again, and ``--save``."""
+    request, source = bench.request, bench.inputs.source
+    sinks: list[Sink] = []
+    stores = []
+    for extractor in extractors:
+        key = key_of(source.key, extractor.name, extractor.hash, extractor.resize)
+        stores.append(FeatureStore.open(make_folder(bench.work / "features"), key, source.count, widths(extractor)))
+        sinks.append(FeatureSink(extractor, stores[-1]))
+    images = ImageStore(bench.work, source.key, _kept(bench), source.shape)
+    sinks.append(images)
+    if request.save is not None and not request.save.endswith((".zip", ".npz")):
+        sinks.append(FolderSink(Path(request.save), request, source, bench.inputs.run))
+    began = time.monotonic()
+    made = fill(source, sinks, bench.processes, request.batch_size, bench.progress, bench.say)
+    if made:
+        bench.say(f"{counted(made, 'image')} in {duration(time.monotonic() - began)}")
+    if bench.processes.first:
+        pack(request, source, images, bench.desk.ledger, bench.say)
+    return stores, images
+
+
+def _kept(bench: Bench) -> int:
+    """How many images, from the first on, are kept in the working folder: for CAS and for pictures, all for an archive."""
+    request, source, train = bench.request, bench.inputs.source, bench.inputs.train
+    if request.save is not None and request.save.endswith((".zip", ".npz")):
+        return source.count
+    most = SHOWN_MOST
+    if request.wants("cas") and train is not None and source.labels is not None:
+        most = max(most, train.count)
+    return min(source.count, most)
