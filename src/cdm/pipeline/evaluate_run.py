@@ -42,35 +42,6 @@ EXTRACTED = {"fd": ("fd",), "sfid": ("sfid",), "kid": ("kid",), "is": ("is",), "
 """Figures of each group that an extractor is needed for."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every step needs: the request, what was read, and where things are kept."""
-
-    request: EvaluateRequest
-    inputs: Inputs
-    processes: Processes
-    cache: ReferenceCache
-    desk: Desk
-    work: Path
-    device: torch.device
-    progress: Progress
-    say: Say
-
-    def side(self, role: str, extractor: Extractor) -> Side | None:
-        """Real images of ``role`` as ``extractor`` sees them; given statistics go before those of images."""
-        real = self.inputs.val if role == "val" else self.inputs.train
-        given = self.inputs.stats.get(role)
-        if given is not None and extractor.name != "inception":
-            given = None
-        if real is None and given is None:
-            return None
-        rows = None if real is None else self.cache.features(real, extractor).rows()
-        if given is not None:
-            return Side(role, given.fingerprint, given.count, given.of, rows)
-        assert real is not None
-        return Side(role, real.fingerprint, real.count, partial(self.cache.stats, real, extractor), rows)
-
-
 def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress, say: Say) -> Path | None:
     """Carry the request out. Returns the path of ``report.html`` on the first process, None on the others.
 

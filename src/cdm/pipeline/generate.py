@@ -29,7 +29,6 @@ from cdm.pipeline.image_source import ClassIndex, Images, ImageSource, key_of
 from cdm.pipeline.processes import Processes
 from cdm.rng import Rng
 from cdm.runtime import precision_name
-from cdm.types import Cond
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)`` in images."""
@@ -128,16 +127,18 @@ def carry_up(
     labels: Int64[Tensor, " b"] | None,
     seeds: Int64[Tensor, " b"],
     settings: SamplingConfig,
+    *,
+    stop_after: int | None = None,
 ) -> StageImage:
-    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it (non-truncated: there is
-    no x_t of a real image)."""
+    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it, up to ``stop_after`` (None:
+    the last), non-truncated: there is no x_t of a real image."""
     x = low_res
-    for stage in cascade.stages[after + 1 :]:
+    last = len(cascade.stages) - 1 if stop_after is None else stop_after
+    for stage in cascade.stages[after + 1 : last + 1]:
         own = stage.check_labels(labels if cascade.config.num_classes else None, len(x))
         own = None if own is None else own.to(x.device)
         aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
         cond, _ = stage.condition(x, own, aug_logsnr, Rng(0, stage.index), seeds)
-        cond = Cond(cond.labels, cond.low_res, cond.aug_logsnr)
         x = run_stage(stage, cond, seeds, settings, settings.steps[stage.index]).image
     return x
 
