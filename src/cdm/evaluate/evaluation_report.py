@@ -42,7 +42,7 @@ def evaluation_report(
 
 def _header(report: Report) -> dict[str, str]:
     subject, made = report.subject, report.made
-    header = {"judged": f"{subject.get('count', 0):,} images {subject.get('where', '')}"}
+    header = {"judged": f"{subject.get('count', 0):,} images of {subject.get('where', '')}"}
     if subject.get("hash"):
         header["weights"] = str(subject["hash"])
     if subject.get("settings"):
@@ -229,5 +229,5 @@ def _compared(figure: Figure | None, best: bool) -> str:
 
 def _judged(report: Report) -> str:
     subject = report.subject
-    words = f"{subject.get('count', 0):,} images {subject.get('where', '')}"
+    words = f"{subject.get('count', 0):,} images of {subject.get('where', '')}"
     return f"{words}, weights {subject['hash']}" if subject.get("hash") else words

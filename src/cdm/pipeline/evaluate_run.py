@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 import cdm
 from cdm.artifacts import RunLock, make_folder
@@ -22,15 +20,18 @@ from cdm.evaluate.extractors.base import Extractor, MissingWeights, widths
 from cdm.evaluate.extractors.domain import cached_domain
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.results import Report, save_report
-from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Judged, Ledger, Side
+from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_chains import Chains, fill_chains
+from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Judged, Ledger
+from cdm.pipeline.evaluate_findings import find_copies, score_classes, summary, take_apart, verdict
 from cdm.pipeline.evaluate_inputs import Inputs, open_inputs
-from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.evaluate_pictures import sample_sheet
+from cdm.pipeline.evaluate_request import DEFAULT_EXTRACTORS, GROUPS, EvaluateRequest
 from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
 from cdm.pipeline.image_source import key_of
-from cdm.pipeline.npz_source import GivenStats
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder
-from cdm.pipeline.saving import FolderSink, check_save, pack
+from cdm.pipeline.saving import ARCHIVES, FolderSink, check_save, pack
 from cdm.runtime import choose_device, set_threads
 from cdm.train.log import counted, duration
 
@@ -84,7 +85,7 @@ def find_extractors(bench: Bench) -> list[Extractor]:
     if not any(request.wants(group) for group in (*EXTRACTED, "memorisation", "diagnosis")):
         return []
     found: list[Extractor] = []
-    for name in request.extractors or ("domain", "inception"):
+    for name in request.extractors or DEFAULT_EXTRACTORS:
         try:
             if name == "domain":
                 found.append(_domain(bench))
@@ -135,7 +136,7 @@ def _pixels(real: RealImages) -> np.ndarray:
     return real.all().numpy()
 
 
-def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[FeatureStore], ImageStore | None]:
+def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[FeatureStore], ImageStore]:
     """The one pass over the images: features of each extractor, the images that are needed again, and ``--save``."""
     request, source = bench.request, bench.inputs.source
     sinks: list[Sink] = []
@@ -146,7 +147,7 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
         sinks.append(FeatureSink(extractor, stores[-1]))
     images = ImageStore(bench.work, source.key, _kept(bench), source.shape)
     sinks.append(images)
-    if request.save is not None and not request.save.endswith((".zip", ".npz")):
+    if request.save is not None and not request.save.endswith(ARCHIVES):
         sinks.append(FolderSink(Path(request.save), request, source, bench.inputs.run))
     began = time.monotonic()
     made = fill(source, sinks, bench.processes, request.batch_size, bench.progress, bench.say)
@@ -160,9 +161,90 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
 def _kept(bench: Bench) -> int:
     """How many images, from the first on, are kept in the working folder: for CAS and for pictures, all for an archive."""
     request, source, train = bench.request, bench.inputs.source, bench.inputs.train
-    if request.save is not None and request.save.endswith((".zip", ".npz")):
+    if request.save is not None and request.save.endswith(ARCHIVES):
         return source.count
     most = SHOWN_MOST
     if request.wants("cas") and train is not None and source.labels is not None:
         most = max(most, train.count)
     return min(source.count, most)
+
+
+def _judge(
+    bench: Bench, extractors: Sequence[Extractor], stores: Sequence[FeatureStore], images: ImageStore,
+    chains: Chains | None, began: float,
+) -> Path:  # fmt: skip
+    """Everything that one process does alone: figures, findings, the report."""
+    desk, inputs, request = bench.desk, bench.inputs, bench.request
+    judged = [
+        Judged(inputs.source.key, extractor, store.rows, store.count)
+        for extractor, store in zip(extractors, stores, strict=True)
+    ]
+    for own in judged:
+        bench.progress(f"figures on {own.extractor.name}", 0, 1)
+        if request.wants("is"):
+            desk.inception_score(own)
+        val, train = bench.side("val", own.extractor), bench.side("train", own.extractor)
+        for side in (train, val):
+            if side is not None:
+                desk.distances(own, side, val if side is train else None)
+    memory = find_copies(bench, judged)
+    cas = score_classes(bench, images)
+    diagnosis, panels = take_apart(bench, judged, chains, memory)
+    pictures = {"samples": sample_sheet(inputs.source, images), "panels": panels}
+    if memory is not None:
+        pictures["neighbours"] = memory.pictures(bench, images)
+    compared = verdict(desk.figures)
+    report = Report(
+        summary=summary(desk.figures, compared, diagnosis),
+        subject=inputs.subject,
+        data=inputs.data,
+        figures=tuple(desk.figures),
+        verdict=compared,
+        diagnosis=diagnosis,
+        memorisation=None if memory is None else memory.told,
+        cas=cas,
+        warnings=inputs.warnings,
+        made={
+            "command": request.command,
+            "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "version": f"cdm {cdm.__version__}",
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+    save_report(request.out / "report.json", report)
+    page = evaluation_report(request.out / "report.html", report, pictures, _next(request, inputs))
+    if not report.computed:
+        reason = report.missing[0].reason if report.missing else "nothing was asked for that applies here"
+        raise UserError(f"not one figure could be computed ({reason.rstrip('.')}); {page} lists the reasons.")
+    _tell(report, bench.say)
+    return page
+
+
+def _tell(report: Report, say: Say) -> None:
+    for figure in report.computed:
+        interval = f" ({figure.shown_interval})" if figure.shown_interval else ""
+        measured = f" by {figure.extractor} {figure.hash}" if figure.extractor else ""
+        against = f" against {figure.reference}" if figure.reference else ""
+        say(f"{figure.label}: {figure.shown}{interval}{measured}{against}")
+    say(report.summary)
+
+
+def _next(request: EvaluateRequest, inputs: Inputs) -> list[tuple[str, str]]:
+    """Commands for the page."""
+    commands = [(request.command, "The same again (what is done is not done twice):")] if request.command else []
+    if inputs.run is not None:
+        run = shlex.quote(request.subject)
+        commands.append((f"cdm sample {run} -n 16 --seed 1", "Look at more images:"))
+    return [*commands, (f"cdm compare {shlex.quote(str(request.out))} OTHER/", "Put another evaluation beside this one:")]
+
+
+def describe(request: EvaluateRequest, say: Say) -> None:
+    """``--dry-run``: what would be measured."""
+    inputs = open_inputs(request, say)
+    say(f"{counted(inputs.source.count, 'image')} of {inputs.source.what} at {inputs.source.shape[-1]} pixels")
+    for role, data in inputs.data.items():
+        count = counted(data["count"], "image") if data["count"] else "statistics"
+        say(f"{role}: {count} of {data['where']}, fingerprint {data['fingerprint']}")
+    wanted = [group for group in GROUPS if request.wants(group)]
+    say(f"metrics {', '.join(wanted)}; extractors {', '.join(request.extractors or DEFAULT_EXTRACTORS)}")
+    say(f"nothing was written; without --dry-run this writes {request.out / 'report.html'}")
