@@ -22,7 +22,8 @@ onload = () => {{
     width: inner.documentElement.scrollWidth, height: inner.documentElement.scrollHeight, title: inner.title,
     images: images.length, broken: images.filter(image => !image.naturalWidth).length,
     tables: inner.querySelectorAll("table").length, text: inner.body.innerText,
-    font: Math.min(...[...inner.querySelectorAll("p, td, th, figcaption")].map(e => parseFloat(getComputedStyle(e).fontSize))),
+    font: Math.min(...[...inner.querySelectorAll("p, td, th, figcaption")].map(
+      element => parseFloat(getComputedStyle(element).fontSize))),
   }};
   const note = document.createElement("pre");
   note.id = "found";
@@ -51,11 +52,13 @@ def chromium() -> str:
 
 
 def look(page: Path, folder: Path, width: int) -> Seen:
-    """Open ``page`` in a frame ``width`` pixels wide (a window of its own would not become so narrow) and measure it."""
+    """Open ``page`` in a frame ``width`` pixels wide (a window does not become so narrow) and measure it."""
     outer, screenshot = folder / f"measure-{width}.html", folder / f"page-{width}.png"
     outer.write_text(MEASURE.format(page=page.resolve().as_uri(), width=width))
     dom = _run(folder, outer, "--allow-file-access-from-files", "--dump-dom")
-    shot = _run(folder, page, f"--screenshot={screenshot}", f"--window-size={max(width, 500)},1200", "--hide-scrollbars")
+    shot = _run(
+        folder, page, f"--screenshot={screenshot}", f"--window-size={max(width, 500)},1200", "--hide-scrollbars"
+    )
     assert '<pre id="found">' in dom.stdout, f"no answer from the page:\n{dom.stderr[-2000:]}"
     coded = dom.stdout.split('<pre id="found">')[1].split("</pre>")[0]
     found = json.loads(base64.b64decode(coded))

@@ -52,7 +52,8 @@ def evaluated(shared, trained, real):
     def make(folder):
         out = folder / "out"
         ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--out",
-                  out, *QUICK, "--save", folder / "images", env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
+                  out, *QUICK, "--save", folder / "images",
+                  env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
         (folder / "said").write_text(str(ran))
         assert ran.code == 0 and not ran.err, ran
 
@@ -131,7 +132,17 @@ def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, 
 
 
 def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tmp_path, capsys, monkeypatch):
-    again = ("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid", *own, "--out", tmp_path / "o")
+    again = (
+        "evaluate",
+        evaluated / "images",
+        "--data",
+        real / "val",
+        "--metrics",
+        "kid",
+        *own,
+        "--out",
+        tmp_path / "o",
+    )
     succeeded(run_here(capsys, *again))
     before = values(tmp_path / "o")
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *_: pytest.fail("computed twice"))
@@ -177,9 +188,29 @@ def test_an_interrupted_evaluation_goes_on(trained, real, own, cache, tmp_path, 
 
 
 def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_path, capsys):
-    command = ("evaluate", trained.folder, "--data", real / "val", "-n", 28, "--metrics", "kid,prdc,diagnosis", *own, *QUICK)
+    command = (
+        "evaluate",
+        trained.folder,
+        "--data",
+        real / "val",
+        "-n",
+        28,
+        "--metrics",
+        "kid,prdc,diagnosis",
+        *own,
+        *QUICK,
+    )
     succeeded(run_here(capsys, *command, "--out", tmp_path / "one"))
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cdm.cli.main"]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "cdm.cli.main",
+    ]
     done = subprocess.run([*line, *map(str, command), "--out", str(tmp_path / "two")], capture_output=True, text=True,
                           env=environment(CDM_CACHE=str(tmp_path / "cache-of-two")), timeout=TIMEOUT_S)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -187,7 +218,9 @@ def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_pa
     assert report.made["processes"] == 2
     assert done.stdout.count("judging 28 images") == 1  # only the first process talks
     one = load_report(tmp_path / "one")
-    assert [(f.key, f.value, f.low, f.high) for f in report.computed] == [(f.key, f.value, f.low, f.high) for f in one.computed]
+    assert [(f.key, f.value, f.low, f.high) for f in report.computed] == [
+        (f.key, f.value, f.low, f.high) for f in one.computed
+    ]
     assert report.diagnosis == one.diagnosis
 
 
@@ -264,7 +297,10 @@ def objects(folder, real):
 
 
 def zero_variance(folder, real):
-    return (pictures(folder), "--extractors", f"custom:{real / 'own.py'}:constant"), ("the same features", "zero variance")
+    return (pictures(folder), "--extractors", f"custom:{real / 'own.py'}:constant"), (
+        "the same features",
+        "zero variance",
+    )
 
 
 def corrupted_weights(folder, real):
@@ -300,8 +336,8 @@ def nothing_there(folder, real):
 
 
 REFUSED = [
-    too_few_samples, size_mismatch, images_larger_than_the_real_ones, different_classes, wrong_keys, wrong_dtype, nan_pixels,
-    objects, zero_variance, corrupted_weights, unknown_metric, unknown_extractor, missing_callable,
+    too_few_samples, size_mismatch, images_larger_than_the_real_ones, different_classes, wrong_keys, wrong_dtype,
+    nan_pixels, objects, zero_variance, corrupted_weights, unknown_metric, unknown_extractor, missing_callable,
     sampling_options_for_images, more_images_than_there_are, nothing_there,
 ]  # fmt: skip
 
@@ -337,9 +373,11 @@ def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, ca
         raise np.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.prdc", fails)
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid,prdc", *own, "--out",
-                   tmp_path / "out")  # fmt: skip
-    succeeded(ran, "not computed: precision, recall, density, coverage: failed: LinAlgError: did not converge", "KID-blocks")
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid,prdc", *own,
+                   "--out", tmp_path / "out")  # fmt: skip
+    succeeded(
+        ran, "not computed: precision, recall, density, coverage: failed: LinAlgError: did not converge", "KID-blocks"
+    )
     report = load_report(tmp_path / "out")
     assert {f.metric for f in report.missing} == {"precision", "recall", "density", "coverage"} and report.find("kid")
 

@@ -19,7 +19,9 @@ def test_help_is_quick():
     assert min(times) < 0.5, times
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("evaluate",)], ids=lambda words: "cdm " + " ".join(words))
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("sample",), ("evaluate",)], ids=lambda words: "cdm " + " ".join(words)
+)
 def test_help_imports_no_torch(command):
     python = [sys.executable, "-X", "importtime", "-m", "cdm.cli.main", *command, "--help"]
     done = subprocess.run(python, check=True, capture_output=True, text=True, env=environment())

@@ -12,7 +12,14 @@ from cdm.evaluate.results import METRICS, REPORT_VERSION, Figure, Report, compar
 
 
 def figure(metric="fd", value=3.0, **changes):
-    given = {"extractor": "domain", "hash": "a" * 12, "generated": 2048, "real": 2000, "reference": "val", "data": "b" * 12}
+    given = {
+        "extractor": "domain",
+        "hash": "a" * 12,
+        "generated": 2048,
+        "real": 2000,
+        "reference": "val",
+        "data": "b" * 12,
+    }
     return Figure(**({"metric": metric, "value": value} | given | changes))
 
 
@@ -64,7 +71,9 @@ def test_other_files_are_refused(make, tmp_path):
         load_report(path)
 
 
-@pytest.mark.parametrize("change", [{"hash": "c" * 12}, {"extractor": "inception"}, {"reference": "train"}, {"data": "d"}])
+@pytest.mark.parametrize(
+    "change", [{"hash": "c" * 12}, {"extractor": "inception"}, {"reference": "train"}, {"data": "d"}]
+)
 def test_figures_of_other_weights_or_data_share_no_row(change):
     """A domain network trained on other images, or another reference, gives numbers of another kind."""
     table = compare(["one", "two"], [report(figure()), report(figure(**change))])

@@ -70,7 +70,11 @@ def test_after_a_kill_only_what_is_missing_is_made(tmp_path):
 
 
 def test_a_store_of_the_first_images_takes_no_more(tmp_path):
-    source, first, all_of_them = Numbers(20), ImageStore(tmp_path, "a", 5, (1, 2, 2)), ImageStore(tmp_path, "b", 20, (1, 2, 2))
+    source, first, all_of_them = (
+        Numbers(20),
+        ImageStore(tmp_path, "a", 5, (1, 2, 2)),
+        ImageStore(tmp_path, "b", 20, (1, 2, 2)),
+    )
     fill(source, [first, all_of_them], Processes(), 8, no_progress)
     assert (source.made == 1).all()
     assert len(first.images()) == 5 and len(all_of_them.images()) == 20
@@ -80,11 +84,10 @@ def test_processes_share_the_blocks(monkeypatch, tmp_path):
     """Together they make every image once, and nobody makes another's."""
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     sources = [Numbers(50) for _ in range(3)]
-    missing = ImageStore(tmp_path, "k", 50, (1, 2, 2)).missing
-
+    looked = np.arange(50)  # all of them look before any of them writes
     for rank, source in enumerate(sources):
         store = ImageStore(tmp_path, "k", 50, (1, 2, 2))
-        store.missing = lambda before=missing(): before if rank == 0 else np.arange(50)
+        monkeypatch.setattr(store, "missing", lambda: looked)
         fill(source, [store], Processes(rank, 3), 8, no_progress)
     assert (sum(source.made for source in sources) == 1).all()
     assert (ImageStore(tmp_path, "k", 50, (1, 2, 2)).images()[:, 0, 1, 1] == np.arange(50)).all()

@@ -55,7 +55,9 @@ def run_sample(options: Sample) -> None:
                 force=options.force, batch_size=options.batch_size, weights=options.weights, progress=progress, say=say,
             )  # fmt: skip
     except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(f"interrupted; the images made so far are in {out}: give the same command again to go on.") from stopped
+        raise KeyboardInterrupt(
+            f"interrupted; the images made so far are in {out}: give the same command again to go on."
+        ) from stopped
     say(f"remake one of them: cdm sample --again {paths[0]}")
 
 

@@ -68,7 +68,11 @@ def columns(figures: Sequence[Figure]) -> list[tuple[str, str]]:
 def _figures(report: Report) -> list[Block]:
     """A table per reference with a column for each extractor and hash, and one of what needs no extractor."""
     blocks: list[Block] = []
-    for reference, words in (("train", "Against the training images"), ("val", "Against the validation images"), ("", "")):
+    for reference, words in (
+        ("train", "Against the training images"),
+        ("val", "Against the validation images"),
+        ("", ""),
+    ):
         own = [figure for figure in report.computed if figure.reference == reference and figure.extractor]
         if not own:
             continue
@@ -96,7 +100,7 @@ def _cell(figures: Sequence[Figure], metric: str, head: tuple[str, str]) -> str:
         return NONE
     figure = found[0]
     interval = f" ({figure.shown_interval})" if figure.shown_interval else ""
-    floor = "" if figure.floor is None else f"; real {figure._number(figure.floor)}"
+    floor = "" if figure.floor is None else f"; real {figure.shown_floor}"
     return f"{figure.shown}{interval}{floor}"
 
 
@@ -147,7 +151,9 @@ def _classes(report: Report) -> list[Block]:
         return [Text("No classification accuracy score: it stands under 'Not computed' with its reason.")]
     names, made, real = cas["class_names"], cas["generated"], cas["real"]
     blocks: list[Block] = [Text(cas["sentence"])]
-    blocks.append(Picture(classes_plot(names, made, real), "Accuracy on real validation images per class, worst first."))
+    blocks.append(
+        Picture(classes_plot(names, made, real), "Accuracy on real validation images per class, worst first.")
+    )
     order = sorted(range(len(names)), key=lambda i: made[i] - real[i])
     rows = [[names[i], f"{100 * made[i]:.1f} %", f"{100 * real[i]:.1f} %", f"{100 * (made[i] - real[i]):+.1f}"]
             for i in order]  # fmt: skip
@@ -206,8 +212,8 @@ def comparison_report(path: Path, comparison: Comparison, reports: Sequence[Repo
 
 
 COMPARISON_WORDS = (
-    "Figures stand in one row only where extractor, weights hash and reference data are the same. *: the best, where the "
-    "95 % intervals tell it from the next."
+    "Figures stand in one row only where extractor, weights hash and reference data are the same. *: the best, where "
+    "the 95 % intervals tell it from the next."
 )
 
 

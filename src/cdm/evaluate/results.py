@@ -1,4 +1,4 @@
-"""``report.json`` of ``cdm evaluate``: every figure with all that it can be traced by. Documented in docs/evaluate.md."""
+"""``report.json`` of ``cdm evaluate``, documented in docs/evaluate.md: every figure with all it can be traced by."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        """The value as it is read, with its marks: ``!`` too few images, ``?`` weights that are not the published ones."""
+        """The value as it is read, with its marks: ``!`` too few images, ``?`` not the published weights."""
         if self.value is None:
             return "not computed"
         return f"{self._number(self.value)}{METRICS[self.metric].unit}{self.marks}"
@@ -101,6 +101,10 @@ class Figure:
         if self.low is None or self.high is None:
             return ""
         return f"{self._number(self.low)} to {self._number(self.high)}"
+
+    @property
+    def shown_floor(self) -> str:
+        return "" if self.floor is None else self._number(self.floor)
 
     def _number(self, value: float) -> str:
         metric = METRICS[self.metric]

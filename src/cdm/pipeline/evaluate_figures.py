@@ -1,5 +1,5 @@
-"""Figures of ``cdm evaluate``: each computed on its own, so that one that fails leaves the others standing, and kept, so
-that an interrupted evaluation does not compute it twice."""
+"""Figures of ``cdm evaluate``: each computed on its own, so that one that fails leaves the others standing, and kept,
+so that an interrupted evaluation does not compute it twice."""
 
 from __future__ import annotations
 
@@ -139,14 +139,14 @@ class Desk:
             self.measure(NEIGHBOURHOODS, [judged.key], lambda: _prdc(rows, judged), **common)
 
     def _same_features(self, judged: Judged, side: Side, common: dict[str, Any]) -> bool:
-        """Whether one side has the same features for every image: then no distance says anything, and all are left out."""
+        """Whether one side has the same features for every image: no distance says anything then, all are left out."""
         for what, rows in (("generated", judged.rows("main")), ("real", side.rows)):
             if rows is not None and is_constant(rows):
                 groups = {"fd": ["fd"], "kid": ["kid"], "prdc": NEIGHBOURHOODS}
                 wanted = [metric for group, own in groups.items() if self.request.wants(group) for metric in own]
                 reason = (
-                    f"failed: {judged.extractor.name} gives all {what} images the same features (zero variance); expected "
-                    "images that differ: look at them, or take another extractor"
+                    f"failed: {judged.extractor.name} gives all {what} images the same features (zero variance); "
+                    "expected images that differ: look at them, or take another extractor"
                 )
                 if wanted:
                     self.leave_out(reason, wanted, **common)

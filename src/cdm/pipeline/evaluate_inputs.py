@@ -17,7 +17,7 @@ from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest
 from cdm.pipeline.generate import RunImages
 from cdm.pipeline.image_source import FileImages, ImageSource, class_shares, is_npz, labels_in_turn, open_files
-from cdm.pipeline.npz_source import GivenStats, NpzImages, open_npz_images, read_npz_array, read_npz_stats
+from cdm.pipeline.npz_source import GivenStats, NpzImages, read_npz_array, read_npz_stats
 from cdm.pipeline.reference import RealImages, check_classes, load_array, make_real, shared_images
 from cdm.train.log import counted
 
@@ -66,7 +66,8 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
         channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
     notes: list[str] = []
     training = _training(request) if config is not None else {}
-    val, train, stats = _real_sides(request, training, (size, channels), like, say, notes)
+    real, stats = _real_sides(request, training, _Form(size, channels, like, names), say, notes)
+    val, train = real.get("val"), real.get("train")
     if config is not None:
         source, common = _run_images(request, config, val or train, notes), names
     else:
@@ -90,14 +91,14 @@ def _refuse_sampling(request: EvaluateRequest) -> None:
     for flag in ("steps", "sampler", "aug_level", "hand_over"):
         if getattr(request, flag) is not None:
             raise UserError(
-                f"got --{flag.replace('_', '-')}, but {request.subject} is no run folder; expected it only where images "
+                f"got --{flag.replace('_', '-')}, but {request.subject} is no run folder; expected it where images "
                 "are generated: leave it out."
             )
 
 
 def _open_images(request: EvaluateRequest) -> ImageSource:
     if is_npz(request.subject):
-        return open_npz_images(Path(request.subject), request.num)
+        return NpzImages(Path(request.subject), request.num)
     return open_files(request.subject, request.num)
 
 
@@ -106,40 +107,59 @@ def _training(request: EvaluateRequest) -> dict[str, Any]:
     return load_json(Path(request.subject) / "cascade.json").get("training", {})
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What real images are brought to: the judged ones' size and channels, the run's bit depth and classes."""
+
+    size: int
+    channels: int
+    like: DataConfig | None
+    class_names: tuple[str, ...]
+
+
 def _real_sides(
-    request: EvaluateRequest, training: dict[str, Any], form: tuple[int, int], like: DataConfig | None, say: Say,
-    notes: list[str],
-) -> tuple[RealImages | None, RealImages | None, dict[str, GivenStats]]:  # fmt: skip
-    """Validation and training images, as far as they are images."""
+    request: EvaluateRequest, training: dict[str, Any], form: _Form, say: Say, notes: list[str]
+) -> tuple[dict[str, RealImages], dict[str, GivenStats]]:
+    """Validation and training images by role, and the statistics that stand for them or go before them."""
+    real: dict[str, RealImages] = {}
     stats: dict[str, GivenStats] = {}
-    sides: dict[str, RealImages | None] = {"val": None, "train": None}
-    train_spec = request.train_data or _recorded(training, say)
     held_out = _held_out_of(request, training)
-    for role, spec in (("val", request.data), ("train", train_spec)):
+    train = request.train_data or _recorded(training, say)
+    for role, spec in (("val", request.data), ("train", train)):
         if spec is None:
-            continue
-        if is_npz(spec):
-            given = read_npz_stats(Path(spec))
-            if given is not None:
-                stats[role] = given
-            array = read_npz_array(Path(spec), *form)
-            if array is None and given is None:
-                raise UserError(f"{spec} holds neither images (arr_0) nor statistics (mu, sigma); expected one of them.")
-            sides[role] = None if array is None else make_real(role, spec, array)
-            continue
-        array = load_array(spec, *form, like, say)
-        rows = None
-        if held_out is not None and (role == "val" or request.train_data is None):
-            rows = split_rows(array.names, array.labels, held_out)[0 if role == "train" else 1]
-            if role == "val":
-                said = f"{spec} is what the run was trained on; of it, the {counted(len(rows), 'image')} it held out"
-                say(f"{said} are the validation images")
-        elif role == "train" and request.train_data is None and not training["options"].get("val"):
-            rows = split_rows(array.names, array.labels, training["options"].get("val_fraction", 0.0))[0]
-        sides[role] = make_real(role, spec, array, rows)
-    if train_spec is None:
-        notes.append("no training images: figures against them and the search for copies are left out (--train-data)")
-    return sides["val"], sides["train"], stats
+            notes.append(
+                "no training images: figures against them and the search for copies are left out (--train-data)"
+            )
+        elif is_npz(spec):
+            _read_npz(role, Path(spec), form, real, stats)
+        else:
+            array = load_array(spec, form.size, form.channels, form.like, say)
+            rows = None
+            if role == "val" and held_out:
+                rows = split_rows(array.names, array.labels, held_out)[1]
+                said = counted(len(rows), "image")
+                say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
+            elif role == "train" and request.train_data is None:
+                rows = split_rows(array.names, array.labels, _fraction(training))[0]
+            real[role] = make_real(role, spec, array, rows)
+    return real, stats
+
+
+def _read_npz(
+    role: str, path: Path, form: _Form, real: dict[str, RealImages], stats: dict[str, GivenStats]
+) -> None:  # fmt: skip
+    given = read_npz_stats(path)
+    array = read_npz_array(path, form.size, form.channels, form.class_names)
+    if given is not None:
+        stats[role] = given
+    if array is not None:
+        real[role] = make_real(role, str(path), array)
+
+
+def _fraction(training: dict[str, Any]) -> float:
+    """Share of the training data that the run held out."""
+    options = training.get("options", {})
+    return 0.0 if options.get("val") else options.get("val_fraction", 0.0)
 
 
 def _recorded(training: dict[str, Any], say: Say) -> str | None:
@@ -151,20 +171,19 @@ def _recorded(training: dict[str, Any], say: Say) -> str | None:
         say(f"the training images are not at {spec} any more; name them with --train-data")
         return None
     if open_source(spec).fingerprint != training.get("fingerprint"):
-        say(f"the images at {spec} are not those the run was trained on any more; left out: --train-data takes them anyway")
+        say(
+            f"the images at {spec} are not those of the training any more: left out; --train-data takes them anyway"
+        )
         return None
     return spec
 
 
-def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> float | None:
-    """The share held out, where --data is the very data that the run was trained on and it held some out."""
-    fraction = training.get("options", {}).get("val_fraction", 0.0)
-    if not fraction or training["options"].get("val") or is_npz(request.data) or request.train_data:
-        return None
+def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> float:
+    """The share held out, where --data is the very data that the run was trained on; else 0."""
+    if not _fraction(training) or is_npz(request.data) or request.train_data:
+        return 0.0
     same = os.path.abspath(request.data) == os.path.abspath(training["data"]) or request.data == training["data"]
-    if not same or open_source(request.data).fingerprint != training["fingerprint"]:
-        return None
-    return fraction
+    return _fraction(training) if same and open_source(request.data).fingerprint == training["fingerprint"] else 0.0
 
 
 def _run_images(
@@ -221,8 +240,8 @@ def _warn_of_shared(val: RealImages, train: RealImages, notes: list[str]) -> Non
     shared = shared_images(val, train)
     if shared == val.count:
         notes.append(
-            "the validation images are training images, every one: figures on them cannot show over-fitting or copying; "
-            "expected images kept from training"
+            "the validation images are training images, every one: figures on them cannot show over-fitting or "
+            "copying; expected images kept from training"
         )
     elif shared:
         notes.append(f"{shared:,} of {val.count:,} validation images are training images too, pixel by pixel")

@@ -39,8 +39,8 @@ def stage_panels(probed: Probe) -> list[Picture]:
     for k in range(1, len(probed.generated)):
         made, real = probed.generated, probed.real
         columns = (
-            ("low-res", made[k - 1]), ("SR", made[k]), ("real low-res", real[k - 1]), ("oracle SR", probed.oracle[k - 1]),
-            ("real", real[k]),
+            ("low-res", made[k - 1]), ("SR", made[k]), ("real low-res", real[k - 1]),
+            ("oracle SR", probed.oracle[k - 1]), ("real", real[k]),
         )  # fmt: skip
         picture = panel([(title, images[:PANEL_ROWS]) for title, images in columns])
         size = made[k].shape[-1]

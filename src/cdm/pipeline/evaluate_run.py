@@ -61,7 +61,9 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
     try:
         cache = ReferenceCache(cache_folder(), processes, request.batch_size, progress, say)
         bench = Bench(request, inputs, processes, cache, Desk(request, ledger, say), work, device, progress, say)
-        say(f"judging {counted(inputs.source.count, 'image')} of {inputs.source.what} at {inputs.source.shape[-1]} pixels")
+        say(
+            f"judging {counted(inputs.source.count, 'image')} of {inputs.source.what}, {inputs.source.shape[-1]} pixels"
+        )
         extractors = find_extractors(bench)
         stores, images = run_through(bench, extractors)
         for extractor in extractors:
@@ -159,7 +161,7 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
 
 
 def _kept(bench: Bench) -> int:
-    """How many images, from the first on, are kept in the working folder: for CAS and for pictures, all for an archive."""
+    """How many images, from the first on, are kept in the working folder: for CAS, for pictures, all for an archive."""
     request, source, train = bench.request, bench.inputs.source, bench.inputs.train
     if request.save is not None and request.save.endswith(ARCHIVES):
         return source.count
@@ -208,6 +210,7 @@ def _judge(
             "command": request.command,
             "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "version": f"cdm {cdm.__version__}",
+            "processes": bench.processes.count,
             "seconds": round(time.monotonic() - began, 1),
         },
     )
@@ -235,7 +238,10 @@ def _next(request: EvaluateRequest, inputs: Inputs) -> list[tuple[str, str]]:
     if inputs.run is not None:
         run = shlex.quote(request.subject)
         commands.append((f"cdm sample {run} -n 16 --seed 1", "Look at more images:"))
-    return [*commands, (f"cdm compare {shlex.quote(str(request.out))} OTHER/", "Put another evaluation beside this one:")]
+    return [
+        *commands,
+        (f"cdm compare {shlex.quote(str(request.out))} OTHER/", "Put another evaluation beside this one:"),
+    ]
 
 
 def describe(request: EvaluateRequest, say: Say) -> None:

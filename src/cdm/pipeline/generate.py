@@ -1,7 +1,7 @@
 """Images of a run for evaluation: made block by block, looked at once, not stored unless somebody needs them again.
 
-Image ``i`` has the seed ``image_seed(seed, i)`` and the class that is its turn, so it is the same in every process, after
-every resume and for every number of images.
+Image ``i`` has the seed ``image_seed(seed, i)`` and the class that is its turn, so it is the same in every process,
+after every resume and for every number of images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class RunImages:
 
 @dataclass(frozen=True)
 class OracleImages:
-    """Real images put in after stage ``after``, carried up by the stages above it: a base, or a stage, without fault."""
+    """Real images put in after stage ``after``, carried up by the stages above it: a stage without fault."""
 
     cascade: Cascade
     settings: SamplingConfig
@@ -130,8 +130,8 @@ def carry_up(
     *,
     stop_after: int | None = None,
 ) -> StageImage:
-    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it, up to ``stop_after`` (None:
-    the last), non-truncated: there is no x_t of a real image."""
+    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it, up to ``stop_after``
+    (None: the last), non-truncated: there is no x_t of a real image."""
     x = low_res
     last = len(cascade.stages) - 1 if stop_after is None else stop_after
     for stage in cascade.stages[after + 1 : last + 1]:
@@ -148,8 +148,8 @@ def to_bytes(x: Float[Tensor, "b c h w"], what: str) -> Images:
     bad = int((~torch.isfinite(x).flatten(1).all(dim=1)).sum())
     if bad:
         raise UserError(
-            f"{bad} of {len(x)} images of {what} have pixels that are no numbers (NaN); expected finite ones: the weights "
-            "have diverged, or try --precision fp32."
+            f"{bad} of {len(x)} images of {what} have pixels that are no numbers (NaN); expected finite ones: the "
+            "weights have diverged, or try --precision fp32."
         )
     return to_images(x, FULL_8)
 
@@ -157,6 +157,7 @@ def to_bytes(x: Float[Tensor, "b c h w"], what: str) -> Images:
 # ---- sinks -----------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes images by number and remembers which it has, also after a kill."""
 

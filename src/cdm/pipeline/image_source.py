@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ Images = UInt8[Tensor, "b c h w"]
 ClassIndex = Int64[np.ndarray, " n"]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Images by number, uint8 at one square size. Image ``i`` is the same whenever it is asked for.
 

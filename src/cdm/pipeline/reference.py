@@ -166,8 +166,8 @@ def _key(real: RealImages, extractor: Extractor) -> str:
 
 
 def check_classes(array: ImageArray, class_names: tuple[str, ...], where: str) -> ImageArray:
-    """``array`` labelled by ``class_names``; without classes on either side it has none. Raises ``UserError`` for a class
-    that the list does not have."""
+    """``array`` labelled by ``class_names``; without classes on either side it has none. Raises ``UserError`` for a
+    class that the list does not have."""
     if not class_names or array.labels is None:
         return array.with_classes(())
     try:

@@ -78,9 +78,9 @@ def sample_to_files(
     cascade: Cascade, asks: Sequence[Ask], *, run: str, seed: int, settings: SamplingConfig, stop_after: int, out: Path,
     force: bool, batch_size: int, weights: str, progress: Progress | None, say: Say,
 ) -> list[Path]:  # fmt: skip
-    """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Files that an earlier call with the same
-    weights and settings left are kept and not made again; any other file is refused without ``force``. Returns the
-    images' paths."""
+    """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Files that an earlier call with the
+    same weights and settings left are kept and not made again; any other file is refused without ``force``. Returns
+    the images' paths."""
     check_seed(seed)
     paths = [out / file_name(cascade, ask, seed) for ask in asks]
     told = {
@@ -127,8 +127,8 @@ def sample_to_files(
         stages = _read_back(paths, cascade) if kept else [torch.cat(parts) for parts in zip(*shown, strict=True)]
         sheet = f", all on one sheet in {_save_sheet(cascade, asks, stages, out, force)}"
     say(
-        f"{counted(len(asks), 'image')} in {out}{sheet}; {'+'.join(map(str, sampled.evaluations))} network evaluations each"
-        + (f", {saved} spared by stopping early" if saved else "")
+        f"{counted(len(asks), 'image')} in {out}{sheet}; {'+'.join(map(str, sampled.evaluations))} network "
+        "evaluations each" + (f", {saved} spared by stopping early" if saved else "")
     )
     return paths
 

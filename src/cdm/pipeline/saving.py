@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from PIL import Image as PILImage
 
@@ -16,9 +17,9 @@ from cdm.artifacts import make_folder, write_atomic
 from cdm.config import to_dict
 from cdm.data.save import read_png_info, save_png, suffix_for
 from cdm.errors import UserError
-from cdm.evaluate.npz import write_samples
-from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.evaluate.npz import write_images
 from cdm.pipeline.evaluate_figures import Ledger
+from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import ImageStore, RunImages
 from cdm.pipeline.image_source import Images, ImageSource, key_of
 from cdm.runtime import precision_name
@@ -81,8 +82,8 @@ class FolderSink:
                 continue
             if not self.force:
                 raise UserError(
-                    f"{self.folder / self._names[i]} exists already and is of other images; use --force to overwrite, or "
-                    "another --save."
+                    f"{self.folder / self._names[i]} exists already and is of other images; use --force to overwrite, "
+                    "or another --save."
                 )
             there[i] = False
         return np.flatnonzero(~np.array(there, dtype=bool))
@@ -111,9 +112,15 @@ def pack(request: EvaluateRequest, source: ImageSource, store: ImageStore, ledge
         if path.suffix == ".zip":
             write_atomic(path, lambda file: _write_zip(file, source, store.images()))
         else:
-            write_samples(path, store.images(), source.labels)
+            write_images(path, _blocks(store), source.count, source.shape, source.labels)
         ledger.put(_key(request, source), True)
     say(f"{counted(source.count, 'image')} saved in {path}")
+
+
+def _blocks(store: ImageStore) -> Iterator[Images]:
+    images = store.images()
+    for start in range(0, len(images), 256):
+        yield torch.from_numpy(images[start : start + 256])
 
 
 def _write_zip(file: Any, source: ImageSource, images: np.ndarray) -> None:
