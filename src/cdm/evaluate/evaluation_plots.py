@@ -70,7 +70,7 @@ def classes_plot(names: Sequence[str], generated: Sequence[float], real: Sequenc
     axes.hlines(places, made, true, color=QUIET, linewidth=1)
     axes.plot(true, places, "o", color=GOOD, markersize=5, label="trained on real images")
     axes.plot(made, places, "o", color=ACCENT, markersize=5, label="trained on generated images")
-    axes.set_yticks(places, [_short(names[i]) for i in order])
+    axes.set_yticks(places, [_short(names[int(i)]) for i in order])
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlabel("real validation images named right, %")
     axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

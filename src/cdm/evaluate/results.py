@@ -189,7 +189,8 @@ def load_report(path: Path) -> Report:
         )
     try:
         figures = tuple(Figure(**entry) for entry in body.pop("figures"))
-        return Report(figures=figures, **(body | {"warnings": tuple(body["warnings"])}))
+        warnings = tuple(body.pop("warnings"))
+        return Report(figures=figures, warnings=warnings, **body)
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} does not fit the format of reports ({error}); evaluate once more.") from error
 

@@ -100,7 +100,7 @@ class Desk:
                 self.leave_out(f"failed: {words}{error}", metrics, **common)
                 return []
             seconds = round((time.monotonic() - began) / len(estimates), 3)
-            figures = [_figure(metric, estimate, seconds, common) for metric, estimate in estimates.items()]
+            figures = [figure_of(metric, estimate, seconds=seconds, **common) for metric, estimate in estimates.items()]
             self.ledger.put(name, [asdict(figure) for figure in figures])
         self.figures += figures
         return figures
@@ -200,15 +200,13 @@ class Desk:
         self.figures[self.figures.index(figure)] = replace(figure, floor=floor)
 
 
-def _figure(metric: str, estimate: Estimate, seconds: float, common: dict[str, Any]) -> Figure:
+def figure_of(metric: str, estimate: Estimate, **common: Any) -> Figure:
+    """An estimate as an entry of the report; a value that is no number is a failure."""
     value = float(estimate.value)
     if not np.isfinite(value):
-        reason = f"failed: it came out as {value}"
-        return Figure(metric=metric, value=None, reason=reason, seconds=seconds, **common)
+        return Figure(metric=metric, value=None, reason=f"failed: it came out as {value}", **common)
     low, high = (None if end is None else float(end) for end in (estimate.low, estimate.high))
-    return Figure(
-        metric=metric, value=value, low=low, high=high, interval=estimate.method, seconds=seconds, **common
-    )  # fmt: skip
+    return Figure(metric=metric, value=value, low=low, high=high, interval=estimate.method, **common)
 
 
 def _common(judged: Judged, side: Side | None = None) -> dict[str, Any]:

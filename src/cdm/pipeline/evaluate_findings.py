@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
+from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas
 from cdm.evaluate.results import Figure
+from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_figures import FAILURES, figure_of
+from cdm.pipeline.generate import ImageStore
+from cdm.pipeline.reference import RealImages, pixels_of
 
 IMAGENET = ("inception", "resnet50")
 """Extractors that are classifiers of ImageNet: what guidance by such a classifier can please without better images."""
@@ -66,8 +72,80 @@ def find_copies(bench, judged):
     return None
 
 
-def score_classes(bench, images):
+def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:
+    """CAS with both arms, as figures and as a table for the report; None where it does not apply, with its reason."""
+    inputs, desk, request = bench.inputs, bench.desk, bench.request
+    if not request.wants("cas"):
+        return None
+    made, train, val = inputs.source.labels, inputs.train, inputs.val
+    if made is None or not inputs.source.class_names:
+        reason = "CAS needs classes: the judged images have none"
+    elif train is None or train.labels is None:
+        reason = "CAS needs real training images with classes for its real arm (--train-data)"
+    elif val is None or val.labels is None:
+        reason = "CAS needs real validation images with classes"
+    else:
+        generated = Labelled(images.images(), made[: images.count])
+        real = Labelled(pixels_of(train), train.labels), Labelled(pixels_of(val), val.labels)
+        return _cas_figures(bench, generated, *real, val)
+    desk.leave_out(reason, CAS_METRICS)
     return None
+
+
+CAS_METRICS = ("cas_top1", "cas_top5", "cas_real_top1", "cas_real_top5")
+
+
+def _cas_figures(
+    bench: Bench, generated: Labelled, train: Labelled, val: Labelled, reference: RealImages
+) -> dict[str, Any] | None:  # fmt: skip
+    common = {"reference": "val", "data": reference.fingerprint}
+
+    def told(what: str, share: float) -> None:
+        bench.progress(f"CAS: {what}", round(1000 * share), 1000)
+
+    began = time.monotonic()
+    try:
+        found = cas(
+            generated, train, val, class_names=bench.inputs.source.class_names, folder=bench.work / "cas",
+            device=bench.device, told=told,
+        )  # fmt: skip
+    except FAILURES as error:
+        bench.desk.leave_out(f"failed: {error}", CAS_METRICS, **common)
+        return None
+    if isinstance(found, NotApplicable):
+        bench.desk.leave_out(f"CAS does not apply: {found.reason}", CAS_METRICS, **common)
+        return None
+    seconds = time.monotonic() - began
+    common |= {"generated": found.images, "real": found.val_images, "seconds": round(seconds, 1)}
+    for arm, name in ((found.generated, "cas"), (found.real, "cas_real")):
+        for top, estimate in (("top1", arm.top1), ("top5", arm.top5)):
+            if top == "top1" or found.top == 5:
+                bench.desk.figures.append(figure_of(f"{name}_{top}", estimate, **common))
+    return _cas_told(found)
+
+
+def _cas_told(found: CasResult) -> dict[str, Any]:
+    """What the report shows of it, in JSON types."""
+    scored = [score for score in found.per_class if score.generated and score.real]
+    beaten = (
+        f" Better than real in: {', '.join(found.beats)}." if found.beats else " In no class better than real ones."
+    )
+    return {
+        "sentence": found.sentence + beaten,
+        "class_names": [score.name for score in scored],
+        "generated": [score.generated.value for score in scored if score.generated],
+        "real": [score.real.value for score in scored if score.real],
+        "beats": list(found.beats),
+        "network": found.net,
+        "side": found.side,
+        "images": found.images,
+        "steps": found.steps,
+        "seeds": list(found.seeds),
+        "per_seed": {"generated": list(found.generated.per_seed), "real": list(found.real.per_seed)},
+        "ceiling": found.ceiling,
+        "converged": found.converged,
+        "hashes": found.hashes,
+    }
 
 
 def take_apart(bench, judged, chains, memory):

@@ -57,21 +57,24 @@ class Inputs:
 def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
     """Read what was named. Raises ``UserError`` for what does not fit together, before anything is computed."""
     config = _run_config(request)
+    given: FileImages | NpzImages | None = None
     if config is None:
         _refuse_sampling(request)
-        source: ImageSource = _open_images(request)
-        channels, size, _ = source.shape
-        names, like = source.class_names, None
+        given = _open_images(request)
+        channels, size, _ = given.shape
+        names, like = given.class_names, None
     else:
         channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
     notes: list[str] = []
     training = _training(request) if config is not None else {}
     real, stats = _real_sides(request, training, _Form(size, channels, like, names), say, notes)
     val, train = real.get("val"), real.get("train")
+    source: ImageSource
     if config is not None:
         source, common = _run_images(request, config, val or train, notes), names
     else:
-        source, common = _same_classes(source, val, train, request.subject)
+        assert given is not None
+        source, common = _same_classes(given, val, train)
     val, train = (_with_classes(real, common, notes) for real in (val, train))
     if val is not None and train is not None:
         _warn_of_shared(val, train, notes)
@@ -96,7 +99,7 @@ def _refuse_sampling(request: EvaluateRequest) -> None:
             )
 
 
-def _open_images(request: EvaluateRequest) -> ImageSource:
+def _open_images(request: EvaluateRequest) -> FileImages | NpzImages:
     if is_npz(request.subject):
         return NpzImages(Path(request.subject), request.num)
     return open_files(request.subject, request.num)
@@ -171,9 +174,7 @@ def _recorded(training: dict[str, Any], say: Say) -> str | None:
         say(f"the training images are not at {spec} any more; name them with --train-data")
         return None
     if open_source(spec).fingerprint != training.get("fingerprint"):
-        say(
-            f"the images at {spec} are not those of the training any more: left out; --train-data takes them anyway"
-        )
+        say(f"the images at {spec} are not those of the training any more: left out; --train-data takes them anyway")
         return None
     return spec
 
@@ -212,11 +213,10 @@ def _run_images(
 
 
 def _same_classes(
-    source: ImageSource, val: RealImages | None, train: RealImages | None, where: str
+    source: FileImages | NpzImages, val: RealImages | None, train: RealImages | None
 ) -> tuple[ImageSource, tuple[str, ...]]:
     """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack."""
     real = tuple(sorted({name for side in (val, train) if side is not None for name in side.class_names}))
-    assert isinstance(source, FileImages | NpzImages)
     if not real or source.labels is None:
         return source.with_classes(()), real
     return source.with_classes(real), real

@@ -9,8 +9,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 import cdm
 from cdm.artifacts import RunLock, make_folder
 from cdm.errors import UserError
@@ -30,7 +28,7 @@ from cdm.pipeline.evaluate_request import DEFAULT_EXTRACTORS, GROUPS, EvaluateRe
 from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder
+from cdm.pipeline.reference import ReferenceCache, cache_folder, pixels_of
 from cdm.pipeline.saving import ARCHIVES, FolderSink, check_save, pack
 from cdm.runtime import choose_device, set_threads
 from cdm.train.log import counted, duration
@@ -87,13 +85,19 @@ def find_extractors(bench: Bench) -> list[Extractor]:
     if not any(request.wants(group) for group in (*EXTRACTED, "memorisation", "diagnosis")):
         return []
     found: list[Extractor] = []
+    real = bench.inputs.val or bench.inputs.train
+    sample = None if real is None else real.block(0, min(4, real.count))
     for name in request.extractors or DEFAULT_EXTRACTORS:
         try:
             if name == "domain":
                 found.append(_domain(bench))
             else:
                 weights = request.extractor_weights.get(name)
-                found.append(load_extractor(name, weights=weights, device=bench.device, unverified=request.unverified))
+                found.append(
+                    load_extractor(
+                        name, weights=weights, device=bench.device, unverified=request.unverified, sample=sample
+                    )
+                )
         except MissingWeights as error:
             desk.leave_out(str(error), _figures_of(request, name), extractor=name)
         except UserError as error:
@@ -122,20 +126,12 @@ def _domain(bench: Bench) -> Extractor:
     def told(share: float) -> None:
         bench.progress("training the domain extractor", round(1000 * share), 1000)
 
-    if bench.processes.first:
-        extractor = make(images=_pixels(real), progress=told)
-    bench.processes.wait()
     if not bench.processes.first:
-        extractor = make(images=_pixels(real))
+        bench.processes.wait()  # the first trains it, the others read it
+        return make(images=pixels_of(real))
+    extractor = make(images=pixels_of(real), progress=told)
+    bench.processes.wait()
     return extractor
-
-
-def _pixels(real: RealImages) -> np.ndarray:
-    """Its 8-bit pixels, mapped where the data is and nothing has to be converted."""
-    whole = len(real.rows) == len(real.array)
-    if whole and real.array.images.dtype == np.uint8 and real.array.window == (0, 255):
-        return real.array.images
-    return real.all().numpy()
 
 
 def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[FeatureStore], ImageStore]:

@@ -67,16 +67,24 @@ class FileImages:
     def what(self) -> str:
         return self.source.where
 
-    @cached_property
+    @property
     def key(self) -> str:
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         """Paths and sizes of all files, and the bytes of some: other images under the same names have another key."""
         sha = hashlib.sha256()
         for i in np.unique(np.linspace(0, len(self.source) - 1, 16).round().astype(int)).tolist():
             sha.update(self.source.read(i))
         return key_of("files", self.source.fingerprint, sha.hexdigest())
 
-    @cached_property
+    @property
     def labels(self) -> ClassIndex | None:
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> ClassIndex | None:
         if not self.class_names:
             return None
         entries = self.source.entries[: self.count]

@@ -36,8 +36,12 @@ class NpzImages:
         self._chunks: Iterator[Images] = iter(())
         self._at, self._held = -1, torch.empty(0, *self.shape, dtype=torch.uint8)
 
-    @cached_property
+    @property
     def key(self) -> str:
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         """Of the file's content, as its archive sums it."""
         with zipfile.ZipFile(self._file.path) as archive:
             sums = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
@@ -96,8 +100,8 @@ def read_npz_stats(path: Path) -> GivenStats | None:
 
 
 def read_npz_array(path: Path, size: int, channels: int, class_names: tuple[str, ...]) -> ImageArray | None:
-    """The images in the file, if it has any, all in memory. ``class_names``: what its labels number; by default they are
-    called by their numbers."""
+    """The images in the file, if it has any, all in memory. ``class_names``: what its labels number; by default they
+    are called by their numbers."""
     if is_reference(path) and not _has_images(path):
         return None
     file = open_images(path)

@@ -54,8 +54,12 @@ class RealImages:
     def what(self) -> str:
         return f"{ROLES[self.role]} images"
 
-    @cached_property
+    @property
     def key(self) -> str:
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         """Names pixels and classes: the same images at another place are the same reference."""
         labels = None if self.labels is None else self.labels.tolist()
         pixels = hashlib.sha256(b"".join(self.digests)).hexdigest()
@@ -78,8 +82,12 @@ class RealImages:
     def class_names(self) -> tuple[str, ...]:
         return self.array.class_names
 
-    @cached_property
+    @property
     def labels(self) -> ClassIndex | None:
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> ClassIndex | None:
         return None if self.array.labels is None else self.array.labels[self.rows]
 
     def block(self, start: int, stop: int) -> Images:
@@ -97,6 +105,14 @@ def eight_bits(images: np.ndarray, array: ImageArray) -> Images:
     if array.window == FULL_8 and images.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(images))
     return to_images(to_float(images, array.window), FULL_8)
+
+
+def pixels_of(real: RealImages) -> np.ndarray:
+    """Its 8-bit pixels, mapped where the data is and nothing has to be converted."""
+    whole = len(real.rows) == len(real.array)
+    if whole and real.array.images.dtype == np.uint8 and real.array.window == (0, 255):
+        return real.array.images
+    return real.all().numpy()
 
 
 def make_real(role: str, where: str, array: ImageArray, rows: Int64[np.ndarray, " n"] | None = None) -> RealImages:
