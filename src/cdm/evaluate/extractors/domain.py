@@ -13,14 +13,13 @@ from math import cbrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from cdm.artifacts import load_tensors, make_folder, save_tensors, weights_hash
 from cdm.errors import CorruptError, UserError
-from cdm.evaluate.area import area_resize
+from cdm.evaluate.area import Classes, Pixels, area_resize, take_resized
 from cdm.evaluate.extractors.base import Features
 from cdm.nn.classifier import (
     BATCH_SIZE,
@@ -34,9 +33,6 @@ from cdm.nn.classifier import (
     to_float,
 )
 from cdm.rng import Purpose, Rng
-
-Pixels = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"]
-Classes = Int64[Tensor, " n"] | Int64[np.ndarray, " n"]
 
 RECIPE = "domain 1"
 """Part of keys and hashes: change it whenever anything below changes what the net becomes."""
@@ -151,7 +147,7 @@ def train_domain(
         )
     rows = Rng(seed).permutation(Purpose.EVALUATE, len(images))[:MAX_IMAGES].sort().values
     side, patch = net_side(*images.shape[2:])
-    small = torch.cat([area_resize(_rows(images, part), side, side) for part in rows.split(CHUNK)])
+    small = take_resized(images, rows, side, side)
     targets = None if labels is None else torch.as_tensor(labels)[rows]
     if targets is not None and len(targets.unique()) < 2:
         targets = None
@@ -177,10 +173,6 @@ def train_domain(
         "seed": seed,
     }
     return _extractor(net, meta)
-
-
-def _rows(images: Pixels, rows: Int64[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-    return images[rows] if isinstance(images, Tensor) else torch.from_numpy(images[rows.numpy()])
 
 
 def _extractor(net: Classifier, meta: dict[str, Any]) -> DomainExtractor:
