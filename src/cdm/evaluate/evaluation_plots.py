@@ -77,16 +77,18 @@ def classes_plot(names: Sequence[str], generated: Sequence[float], real: Sequenc
     return _png(figure)
 
 
-def distances_plot(samples: Sequence[float], val: Sequence[float]) -> bytes:
-    """Distances to the nearest training image, of samples and of real validation images."""
-    figure, axes = _figure(6.4, 3.0)
-    everything = np.concatenate([np.asarray(samples), np.asarray(val)])
-    bins = np.linspace(0, float(everything.max()) or 1.0, 40).tolist()
-    for values, colour, name in ((val, GOOD, "real validation images"), (samples, ACCENT, "samples")):
-        axes.hist(np.asarray(values), bins=bins, histtype="step", linewidth=1.6, color=colour, label=name, density=True)
-    axes.set_xlabel("distance to the nearest training image")
-    axes.set_yticks([])
-    axes.legend(fontsize=8, frameon=False)
+def quartiles_plot(rows: Sequence[tuple[str, Sequence[float]]], threshold: float, what: str) -> bytes:
+    """Lower quartile, median and upper quartile of each row, and a line at ``threshold``."""
+    figure, axes = _figure(6.4, 1.0 + 0.45 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    for place, (_, (low, middle, high)) in zip(places, rows, strict=True):
+        axes.hlines(place, low, high, color=ACCENT, linewidth=6, alpha=0.4)
+        axes.plot(middle, place, "o", color=ACCENT, markersize=7)
+    axes.axvline(threshold, color=GOOD, linewidth=1.4)
+    axes.set_yticks(places, [label for label, _ in rows])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(what)
     return _png(figure)
 
 

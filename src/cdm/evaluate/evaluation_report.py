@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdm.evaluate.evaluation_plots import bars_plot, classes_plot, distances_plot, ratio_plot
+from cdm.evaluate.evaluation_plots import bars_plot, classes_plot, quartiles_plot, ratio_plot
 from cdm.evaluate.report import Commands, Picture, Section, Table, Text, write_report
 from cdm.evaluate.results import METRICS, Comparison, Figure, Report, short_name
 
@@ -167,8 +167,10 @@ def _memorisation(report: Report, pictures: Sequence[tuple[bytes, str]]) -> list
         return [Text("Not looked for: this needs the training images (--train-data).")]
     blocks: list[Block] = [Text(own["sentence"])]
     if own.get("samples") and own.get("val"):
-        caption = "Copies would pile up on the left of what unseen real images do."
-        blocks.append(Picture(distances_plot(own["samples"], own["val"]), caption))
+        rows = [("samples", own["samples"]), ("real validation images", own["val"])]
+        what = "distance to the nearest training image: quartiles"
+        caption = "Copies lie left of the green line, where only the closest hundredth of unseen real images do."
+        blocks.append(Picture(quartiles_plot(rows, own["by_features"]["threshold"], what), caption))
     return blocks + [Picture(*picture) for picture in pictures]
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas
+from cdm.evaluate.memorisation import Known, Memorisation, memorisation
 from cdm.evaluate.results import Figure
 from cdm.pipeline.evaluate_bench import Bench
-from cdm.pipeline.evaluate_figures import FAILURES, figure_of
+from cdm.pipeline.evaluate_figures import FAILURES, Judged, figure_of
+from cdm.pipeline.evaluate_pictures import neighbour_pairs, pick
 from cdm.pipeline.generate import ImageStore
 from cdm.pipeline.reference import RealImages, pixels_of
 
 IMAGENET = ("inception", "resnet50")
 """Extractors that are classifiers of ImageNet: what guidance by such a classifier can please without better images."""
+PAIRS_SHOWN = 8
+UNLIKELY = 0.01
+"""Chance below which copying is told."""
 APART = 2.0
 """Ratios further apart than this tell different stories."""
 
@@ -68,8 +74,59 @@ def summary(figures: Sequence[Figure], compared: dict[str, Any], diagnosis: dict
 ROLES = {"val": "validation", "train": "training", "": "real"}
 
 
-def find_copies(bench, judged):
-    return None
+@dataclass(frozen=True)
+class Copies:
+    """What the search for copies found, for the report and for the diagnosis."""
+
+    found: Memorisation
+    told: dict[str, Any]
+
+    def pictures(self, bench: Bench, images: ImageStore) -> list[tuple[bytes, str]]:
+        train = bench.inputs.train
+        assert train is not None
+        pairs = self.found.pairs[:PAIRS_SHOWN]
+        samples = pick(bench.inputs.source, images, [pair.sample for pair in pairs])
+        return neighbour_pairs(samples, train, [pair.train for pair in pairs])
+
+
+def find_copies(bench: Bench, judged: Sequence[Judged], images: ImageStore) -> Copies | None:
+    """Nearest training images of samples and of validation images, by the first extractor; on the images kept."""
+    desk, val, train = bench.desk, bench.inputs.val, bench.inputs.train
+    if not bench.request.wants("memorisation"):
+        return None
+    if val is None or train is None or not judged:
+        lacking = "an extractor" if val is not None and train is not None else "validation and training images"
+        desk.leave_out(f"the search for copies needs {lacking}", ["copy_rate"])
+        return None
+    own = judged[0]
+    common = {"extractor": own.extractor.name, "hash": own.extractor.hash, "verified": own.extractor.verified,
+              "generated": images.count, "real": train.count, "reference": "train",
+              "data": train.fingerprint}  # fmt: skip
+    began = time.monotonic()
+    try:
+        found = memorisation(
+            Known(images.images(), own.rows("main")[: images.count]),
+            Known(pixels_of(val), bench.cache.features(val, own.extractor).rows()),
+            Known(pixels_of(train), bench.cache.features(train, own.extractor).rows()),
+        )
+    except FAILURES as error:
+        desk.leave_out(f"failed: {error}", ["copy_rate"], **common)
+        return None
+    seconds = round(time.monotonic() - began, 1)
+    desk.figures.append(figure_of("copy_rate", found.by_features.rate, seconds=seconds, **common))
+    return Copies(found, asdict(found) | {"sentence": copies_sentence(found)})
+
+
+def copies_sentence(found: Memorisation) -> str:
+    """The copy rate in words, beside what chance gives."""
+    own = found.by_features
+    text = (
+        f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the closest "
+        f"{100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
+    )
+    if own.chance < UNLIKELY:
+        return text + f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
+    return text + "no more than chance gives, so no copying is seen."
 
 
 def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:

@@ -157,14 +157,12 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
 
 
 def _kept(bench: Bench) -> int:
-    """How many images, from the first on, are kept in the working folder: for CAS, for pictures, all for an archive."""
+    """How many images, from the first on, are kept in the working folder: for CAS, copies, pictures; all for an archive."""
     request, source, train = bench.request, bench.inputs.source, bench.inputs.train
     if request.save is not None and request.save.endswith(ARCHIVES):
         return source.count
-    most = SHOWN_MOST
-    if request.wants("cas") and train is not None and source.labels is not None:
-        most = max(most, train.count)
-    return min(source.count, most)
+    again = request.wants("memorisation") or (request.wants("cas") and source.labels is not None)
+    return min(source.count, max(SHOWN_MOST, train.count if again and train is not None else 0))
 
 
 def _judge(
@@ -185,7 +183,7 @@ def _judge(
         for side in (train, val):
             if side is not None:
                 desk.distances(own, side, val if side is train else None)
-    memory = find_copies(bench, judged)
+    memory = find_copies(bench, judged, images)
     cas = score_classes(bench, images)
     diagnosis, panels = take_apart(bench, judged, chains, memory)
     pictures = {"samples": sample_sheet(inputs.source, images), "panels": panels}
