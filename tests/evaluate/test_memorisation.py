@@ -48,7 +48,9 @@ def test_copies_are_found_and_shown():
 
 
 def test_new_images_are_not_taken_for_copies():
-    chances = [memorisation(drawn(200, 10 + i), drawn(300, 50 + i), drawn(300, 0)).by_features.chance for i in range(20)]
+    chances = [
+        memorisation(drawn(200, 10 + i), drawn(300, 50 + i), drawn(300, 0)).by_features.chance for i in range(20)
+    ]
     assert min(chances) > 1e-3
 
 

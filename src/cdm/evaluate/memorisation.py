@@ -195,7 +195,9 @@ def _chance(hits: int, n: int, k: int, m: int) -> float:
 
 
 def _log_beta_binomial(i: int, n: int, a: int, b: int) -> float:
-    def log_beta(x: float, y: float) -> float:
-        return lgamma(x) + lgamma(y) - lgamma(x + y)
+    choose = lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1)
+    return choose + _log_beta(i + a, n - i + b) - _log_beta(a, b)
 
-    return -log_beta(n - i + 1, i + 1) - float(np.log(n + 1)) + log_beta(i + a, n - i + b) - log_beta(a, b)
+
+def _log_beta(a: int, b: int) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)

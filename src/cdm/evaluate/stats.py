@@ -14,7 +14,7 @@ from cdm.errors import UserError
 
 BLOCK = 1024
 
-Rows = Float32[np.ndarray, "n d"] | Float64[np.ndarray, "n d"]
+Rows = Float32[np.ndarray, "_ _"] | Float64[np.ndarray, "_ _"]
 """Features, one row per image; a ``memmap`` is read block by block."""
 
 

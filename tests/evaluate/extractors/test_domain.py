@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.evaluate.toy import bars
 
 from cdm.artifacts import save_tensors
 from cdm.errors import CorruptError, UserError
@@ -17,7 +18,6 @@ from cdm.evaluate.extractors.domain import (
     save_domain,
     train_domain,
 )
-from tests.evaluate.toy import bars
 
 
 def apartness(extractor: DomainExtractor) -> float:
@@ -31,7 +31,9 @@ def apartness(extractor: DomainExtractor) -> float:
 
 @pytest.fixture(scope="module")
 def by_classes() -> DomainExtractor:
-    return train_domain(*bars(200, seed=0), seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(domain, "EFFORT", 1000)
+        return train_domain(*bars(200, seed=0), seed=0)
 
 
 def test_classes_are_told_apart(by_classes):
@@ -40,7 +42,8 @@ def test_classes_are_told_apart(by_classes):
 
 
 @pytest.mark.parametrize("labels", [None, torch.zeros(200, dtype=torch.int64)])
-def test_without_classes_images_are_told_apart(labels):
+def test_without_classes_images_are_told_apart(labels, monkeypatch):
+    monkeypatch.setattr(domain, "EFFORT", 1000)
     extractor = train_domain(bars(200, seed=0)[0], labels, seed=0)
     assert extractor.meta["objective"] == "instances" and "instance discrimination" in extractor.recipe
     assert apartness(extractor) > 0.5  # of 0.25 by chance
@@ -99,8 +102,8 @@ def test_trained_once_per_data_and_seed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((8, 8), (16, 1)), ((16, 16), (16, 1)), ((32, 24), (32, 1)), ((33, 33), (32, 2)), ((64, 64), (64, 2)), ((512, 300), (64, 2))],
-)  # fmt: skip
+    [((8, 8), (16, 1)), ((32, 24), (32, 1)), ((33, 33), (32, 2)), ((64, 64), (64, 2)), ((512, 300), (64, 2))],
+)
 def test_images_of_any_size_and_channels(shape, expected, monkeypatch):
     monkeypatch.setattr(domain, "EFFORT", 20)
     assert net_side(*shape) == expected
