@@ -168,15 +168,15 @@ def test_an_interrupted_evaluation_goes_on(trained, real, own, cache, tmp_path, 
 
     command = ("evaluate", trained.folder, "--data", real / "val", "-n", 28, "--metrics", "kid,prdc", *own, *QUICK)
     succeeded(run_here(capsys, *command, "--out", tmp_path / "whole"))
-    make, blocks = generate.RunImages.block, []
+    make, blocks = generate.RunImages.stages, []
 
-    def block(self, start, stop):
+    def stages(self, start, stop):
         if start == 16 and len(blocks) == 2:
             raise KeyboardInterrupt
         blocks.append(start)
         return make(self, start, stop)
 
-    monkeypatch.setattr(generate.RunImages, "block", block)
+    monkeypatch.setattr(generate.RunImages, "stages", stages)
     here = (*command, "--out", tmp_path / "out", "--save", tmp_path / "images")
     ran = run_here(capsys, *here)
     assert ran.code == 130 and "give the same command again" in ran.err, ran

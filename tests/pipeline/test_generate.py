@@ -22,10 +22,10 @@ class Numbers:
     def __init__(self, count):
         self.count, self.made, self.blocks = count, np.zeros(count, int), []
 
-    def block(self, start, stop):
+    def stages(self, start, stop):
         self.made[start:stop] += 1
         self.blocks.append((start, stop))
-        return torch.arange(start, stop, dtype=torch.uint8)[:, None, None, None].expand(-1, *self.shape).clone()
+        return (torch.arange(start, stop, dtype=torch.uint8)[:, None, None, None].expand(-1, *self.shape).clone(),)
 
 
 def test_classes_come_in_turn():
@@ -54,10 +54,10 @@ def test_after_a_kill_only_what_is_missing_is_made(tmp_path):
     """And in the same blocks: another batch would round otherwise."""
 
     class Dies(Numbers):
-        def block(self, start, stop):
+        def stages(self, start, stop):
             if start == 16:
                 raise KeyboardInterrupt
-            return super().block(start, stop)
+            return super().stages(start, stop)
 
     with pytest.raises(KeyboardInterrupt):
         fill(Dies(30), [ImageStore(tmp_path, "k", 30, (1, 2, 2))], Processes(), 8, no_progress)
@@ -105,9 +105,9 @@ def run_images(cascade, count=6, **options):
 def test_an_image_of_a_run_depends_on_its_number_alone():
     cascade = cascade_of_two()
     source = run_images(cascade)
-    whole = source.block(0, 6)
+    whole = source.stages(0, 6)[-1]
     sampled = cascade.sample([0], [image_seed(5, 4)], settings=source.settings).images[-1]
-    assert (source.block(4, 5).int() - whole[4:5].int()).abs().max() <= 1
+    assert (source.stages(4, 5)[-1].int() - whole[4:5].int()).abs().max() <= 1
     assert (((sampled + 1) * 127.5).round().int() - whole[4:5].int()).abs().max() <= 1
 
 
@@ -126,8 +126,8 @@ def test_real_images_put_in_after_the_base_are_what_sample_makes_of_them():
     seeds = [image_seed(5, i) for i in range(3)]
     wanted = cascade.sample([0, 1, 0], seeds, settings=source.settings, low_res=x).images[-1]
     made = carry_up(cascade, 0, x, torch.tensor([0, 1, 0]), torch.tensor(seeds), source.settings)
-    assert torch.equal(made, wanted)
-    assert torch.equal(source.block(0, 3), ((wanted + 1) * 127.5).round().to(torch.uint8))
+    assert len(made) == 1 and torch.equal(made[0], wanted)
+    assert torch.equal(source.stages(0, 3)[0], ((wanted + 1) * 127.5).round().to(torch.uint8))
 
 
 def test_pixels_that_are_no_numbers_are_refused():
@@ -136,4 +136,14 @@ def test_pixels_that_are_no_numbers_are_refused():
     with torch.no_grad():
         next(iter(cascade.stages[1].net.parameters())).fill_(torch.nan)
     with pytest.raises(UserError, match="no numbers"):
-        run_images(cascade).block(0, 2)
+        run_images(cascade).stages(0, 2)
+
+
+def test_a_store_of_a_lower_stage_takes_its_images(tmp_path):
+    """The base's images of the same pass, for the diagnosis."""
+    source = run_images(cascade_of_two())
+    low, high = ImageStore(tmp_path, "low", 4, (1, 8, 8), 0), ImageStore(tmp_path, "high", 6, (1, 16, 16))
+    fill(source, [low, high], Processes(), 6, no_progress)
+    stages = source.stages(0, 6)
+    assert (torch.from_numpy(low.images()) == stages[0][:4]).all()
+    assert (torch.from_numpy(high.images()) == stages[1]).all()

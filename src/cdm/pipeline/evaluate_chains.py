@@ -1,4 +1,4 @@
-"""Chains for the diagnosis: real validation images put in after each stage and carried up by those above it."""
+"""The cascade taken apart: real validation images put in after each stage and carried up by the stages above it."""
 
 from __future__ import annotations
 
@@ -6,109 +6,151 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
-from cdm.artifacts import make_folder
-from cdm.cascade import image_seed
 from cdm.config import SamplingConfig
 from cdm.data.batches import Pyramid
-from cdm.data.pixels import to_float
-from cdm.evaluate.extractors.base import Extractor, widths
-from cdm.evaluate.feature_store import FeatureStore
+from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.measurements import LevelImages, StageImages
 from cdm.pipeline.evaluate_bench import Bench
-from cdm.pipeline.generate import FeatureSink, OracleImages, carry_up, fill, to_bytes
-from cdm.pipeline.image_source import Images, key_of
+from cdm.pipeline.evaluate_request import least_images
+from cdm.pipeline.generate import ImageStore, OracleImages, RunImages, fill
+from cdm.pipeline.image_source import ClassIndex, key_of
+from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, eight_bits
 
-CHAIN_MOST = 2048
-"""Images that a chain is judged on at most: the smallest number that suits every extractor."""
-PROBED = 64
-"""Images of every stage that low-res consistency and colours are measured on."""
+LEVELS_TRIED = (0.5, 2.0)
+"""Times the augmentation level in use."""
 
 
 @dataclass(frozen=True)
 class Chains:
-    """Features of each chain. ``stores[k]``: real images put in after stage k. rows: of the validation images."""
+    """What the diagnosis looks at, image by image.
 
-    extractor: Extractor
-    rows: Int64[np.ndarray, " n"]
-    stores: tuple[FeatureStore, ...]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Some images of every stage, uint8 on the CPU, from the base up.
-
-    generated: of the run. real: validation images. oracle: ``oracle[k - 1]`` is stage k on the real images of the stage
-    before it.
+    indices: of the run's images. rows: validation images of the same classes. lower: the run's images at each stage but
+    the last. oracles: after each stage but the last, the outputs of the stages above.
     """
 
-    generated: tuple[Images, ...]
-    real: tuple[Images, ...]
-    oracle: tuple[Images, ...]
+    indices: Int64[np.ndarray, " n"]
+    rows: Int64[np.ndarray, " n"]
+    lower: tuple[ImageStore, ...]
+    oracles: tuple[tuple[ImageStore, ...], ...]
 
 
-def chain_rows(val: RealImages, count: int) -> Int64[np.ndarray, " n"]:
-    """Validation images spread evenly, so that every class has its share."""
-    return np.unique(np.linspace(0, val.count - 1, min(count, val.count)).round().astype(np.int64))
+def pairs_of(
+    made: ClassIndex | None, count: int, real: RealImages, most: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Numbers of at most ``most`` generated images and of as many real ones, class by class the same; real images are
+    spread evenly over their class."""
+    if made is None or real.labels is None:
+        most = min(most, count, real.count)
+        return np.arange(most), np.unique(np.linspace(0, real.count - 1, most).round().astype(np.int64))
+    labels = made[: min(count, most)]
+    indices, rows = [], []
+    for label in np.unique(labels):
+        own, there = np.flatnonzero(labels == label), np.flatnonzero(real.labels == label)
+        own = own[: len(there)]
+        indices.append(own)
+        if len(own):
+            rows.append(there[np.linspace(0, len(there) - 1, len(own)).round().astype(np.int64)])
+    order = np.argsort(np.concatenate(indices), kind="stable")
+    return np.concatenate(indices)[order], np.concatenate([np.empty(0, np.int64), *rows])[order]
 
 
 def why_not(bench: Bench, extractors: Sequence[Extractor]) -> str:
-    """Why this cannot be taken apart; empty where it can."""
-    run, val = bench.inputs.run, bench.inputs.val
-    if run is None:
-        return "only a run has stages"
-    if len(run.cascade.stages) < 2:
-        return "the run has one stage only"
-    if val is None:
+    """Why nothing can be said; empty where it can."""
+    if bench.inputs.val is None:
         return "it needs the validation images, not their statistics"
     return "" if extractors else "it needs an extractor"
 
 
-def fill_chains(bench: Bench, extractors: Sequence[Extractor]) -> Chains | None:
-    """Make the chains and their features, by the first extractor (all processes take part)."""
-    if not bench.request.wants("diagnosis") or why_not(bench, extractors):
+def stages_apart(bench: Bench) -> RunImages | None:
+    """The run, where it has stages to take apart."""
+    run = bench.inputs.run
+    return run if run is not None and len(run.cascade.stages) > 1 else None
+
+
+def chain_length(bench: Bench, extractors: Sequence[Extractor]) -> int:
+    """Images that the diagnosis looks at: what suits the extractor, as far as they are there; 0: no diagnosis."""
+    if not bench.request.wants("diagnosis") or why_not(bench, extractors) or bench.inputs.val is None:
+        return 0
+    return min(least_images(extractors[0].dim), bench.inputs.source.count, bench.inputs.val.count)
+
+
+def lower_stores(bench: Bench, length: int) -> tuple[ImageStore, ...]:
+    """Where the one pass over the run leaves the images of each stage but the last."""
+    run = stages_apart(bench)
+    if run is None or not length:
+        return ()
+    stages = run.cascade.stages[:-1]
+    return tuple(
+        ImageStore(bench.work, f"{run.key}-{stage.index}", length, stage.shape, stage.index) for stage in stages
+    )
+
+
+def fill_chains(bench: Bench, length: int, lower: tuple[ImageStore, ...]) -> Chains | None:
+    """Make the images of every chain (all processes take part)."""
+    run, val = bench.inputs.run, bench.inputs.val
+    if run is None or val is None or not lower:
         return None
-    run, val, extractor = bench.inputs.run, bench.inputs.val, extractors[0]
-    assert run is not None and val is not None
-    rows = chain_rows(val, min(run.count, CHAIN_MOST))
+    indices, rows = pairs_of(run.labels, run.count, val, length)
     pyramid = Pyramid(val.array, run.cascade.config.sizes)
     labels = None if val.labels is None else val.labels[rows]
-    stores = []
-    for after in range(len(run.cascade.stages) - 1):
+    oracles = []
+    for after in range(len(lower)):
         low_res = np.asarray(pyramid.at(after)[val.rows[rows]])
         source = OracleImages(
-            run.cascade, oracle_settings(run.settings), run.seed, after, low_res, val.array.window, labels, val.key
+            run.cascade, non_truncated(run.settings), run.seed, after, low_res, val.array.window, labels, val.key
         )
-        key = key_of(source.key, len(rows), extractor.name, extractor.hash)
-        store = FeatureStore.open(make_folder(bench.work / "features"), key, len(rows), widths(extractor))
-        fill(source, [FeatureSink(extractor, store)], bench.processes, bench.request.batch_size, bench.progress)
-        stores.append(store)
-    return Chains(extractor, rows, tuple(stores))
+        oracles.append(_fill_stages(bench, source, bench.processes))
+    return Chains(indices, rows, lower, tuple(oracles))
 
 
-def oracle_settings(settings: SamplingConfig) -> SamplingConfig:
-    """A real image has no x_t to hand over."""
+def _fill_stages(bench: Bench, source: OracleImages, processes: Processes) -> tuple[ImageStore, ...]:
+    stages = source.cascade.stages[source.after + 1 :]
+    stores = [ImageStore(bench.work, f"{source.key}-{s.index}", source.count, s.shape, i) for i, s in enumerate(stages)]
+    fill(source, stores, processes, bench.request.batch_size, bench.progress)
+    return tuple(stores)
+
+
+def non_truncated(settings: SamplingConfig) -> SamplingConfig:
+    """A stored image has no x_t to hand over."""
     return replace(settings, hand_over="non_truncated")
 
 
-def probe(bench: Bench) -> Probe:
-    """Sample the images that are looked at closely; the same ones every time."""
-    run, val = bench.inputs.run, bench.inputs.val
-    assert run is not None and val is not None
-    cascade = run.cascade
-    count = min(PROBED, run.count)
-    rows = chain_rows(val, count)
-    labels = None if val.labels is None else torch.from_numpy(val.labels[rows])
-    seeds = torch.tensor([image_seed(run.seed, i) for i in range(len(rows))])
-    pyramid = Pyramid(val.array, cascade.config.sizes)
-    real = [np.asarray(pyramid.at(k)[val.rows[rows]]) for k in range(len(cascade.stages))]
-    oracle = []
-    for k in range(1, len(cascade.stages)):
-        x = to_float(real[k - 1], val.array.window).to(cascade.device)
-        made = carry_up(cascade, k - 1, x, labels, seeds, oracle_settings(run.settings), stop_after=k)
-        oracle.append(to_bytes(made, "the oracle"))
-    parts = [run.stages(i, min(i + bench.request.batch_size, count)) for i in range(0, count, bench.request.batch_size)]
-    generated = tuple(torch.cat(own) for own in zip(*parts, strict=True))
-    return Probe(generated, tuple(eight_bits(images, val.array) for images in real), tuple(oracle))
+def stage_images(chains: Chains, val: RealImages, images: ImageStore, sizes: tuple[int, ...]) -> StageImages:
+    """Everything that ``measure_cascade`` compares."""
+    pyramid = Pyramid(val.array, sizes)
+    real = [np.asarray(pyramid.at(k)[val.rows[chains.rows]]) for k in range(len(sizes))]
+    return StageImages(
+        full=tuple(store.images()[chains.indices] for store in (*chains.lower, images)),
+        from_real=tuple(tuple(store.images() for store in outputs) for outputs in chains.oracles),
+        real=tuple(eight_bits(own, val.array) for own in real),
+    )
+
+
+def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
+    """The cascade's images with one SR stage at half and at twice its augmentation level, on its own low-res images."""
+    run = stages_apart(bench)
+    assert run is not None
+    tried = []
+    for stage in run.cascade.stages[1:]:
+        used = run.settings.aug_level[stage.index - 1]
+        if stage.config.augmentation.kind != "gaussian":
+            continue
+        for level in sorted(
+            {min(times * used, stage.config.augmentation.level_max) for times in LEVELS_TRIED} - {used}
+        ):
+            levels = list(run.settings.aug_level)
+            levels[stage.index - 1] = level
+            settings = replace(non_truncated(run.settings), aug_level=tuple(levels))
+            low_res = chains.lower[stage.index - 1].images()[chains.indices]
+            labels = None if run.labels is None else run.labels[chains.indices]
+            key = key_of(run.key, chains.indices.tolist())
+            source = OracleImages(
+                run.cascade, settings, run.seed, stage.index - 1, low_res, (0, 255), labels, key,
+                f"stage {stage.index} at augmentation level {level:g}", chains.indices,
+            )  # fmt: skip
+            stores = _fill_stages(bench, source, Processes())
+            tried.append(LevelImages(stage.index, level, stores[-1].images()))
+    return tried

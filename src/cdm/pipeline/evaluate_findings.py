@@ -14,7 +14,7 @@ from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_figures import FAILURES, Judged, figure_of
 from cdm.pipeline.evaluate_pictures import neighbour_pairs, pick
 from cdm.pipeline.generate import ImageStore
-from cdm.pipeline.reference import RealImages, pixels_of
+from cdm.pipeline.reference import ROLES, RealImages, pixels_of
 
 IMAGENET = ("inception", "resnet50")
 """Extractors that are classifiers of ImageNet: what guidance by such a classifier can please without better images."""
@@ -63,15 +63,12 @@ def summary(figures: Sequence[Figure], compared: dict[str, Any], diagnosis: dict
     first = next((f for metric in ("fd", "kid") for f in figures if f.metric == metric and f.value is not None), None)
     if first is not None:
         floor = f", that of real validation images {first.shown_floor}" if first.floor is not None else ""
-        parts.append(f"{first.label} against the {ROLES[first.reference]} images is {first.shown}{floor}.")
+        parts.append(f"{first.label} against the {ROLES.get(first.reference, 'real')} images is {first.shown}{floor}.")
     if "disagree" in compared["sentence"]:
         parts.append(compared["sentence"])
     if diagnosis is not None:
         parts.append(diagnosis["sentence"])
     return " ".join(parts) or "No distance could be computed; the reasons stand below."
-
-
-ROLES = {"val": "validation", "train": "training", "": "real"}
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,8 @@ def copies_sentence(found: Memorisation) -> str:
     """The copy rate in words, beside what chance gives."""
     own = found.by_features
     text = (
-        f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the closest "
-        f"{100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
+        f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the "
+        f"closest {100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
     )
     if own.chance < UNLIKELY:
         return text + f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
@@ -203,7 +200,3 @@ def _cas_told(found: CasResult) -> dict[str, Any]:
         "converged": found.converged,
         "hashes": found.hashes,
     }
-
-
-def take_apart(bench, judged, chains, memory):
-    return None, []

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cdm.evaluate.area import take
+from cdm.evaluate.measurements import StageImages
 from cdm.evaluate.pictures import class_grid, grid, panel, png_bytes
-from cdm.pipeline.evaluate_chains import Probe
 from cdm.pipeline.generate import ImageStore
 from cdm.pipeline.image_source import Images, ImageSource
 from cdm.pipeline.reference import RealImages
@@ -33,17 +34,17 @@ def sample_sheet(source: ImageSource, store: ImageStore) -> list[Picture]:
     return [(png_bytes(sheet), f"The first images of every class ({len(rows)} of {source.count:,}), not chosen.")]
 
 
-def stage_panels(probed: Probe) -> list[Picture]:
+def stage_panels(images: StageImages) -> list[Picture]:
     """For each SR stage: what it was given and made in the run, beside the same with real low-res images."""
     pictures = []
-    for k in range(1, len(probed.generated)):
-        made, real = probed.generated, probed.real
+    for k in range(1, len(images.full)):
         columns = (
-            ("low-res", made[k - 1]), ("SR", made[k]), ("real low-res", real[k - 1]),
-            ("oracle SR", probed.oracle[k - 1]), ("real", real[k]),
+            ("low-res", images.full[k - 1]), ("SR", images.full[k]), ("real low-res", images.real[k - 1]),
+            ("oracle SR", images.from_real[k - 1][0]), ("real", images.real[k]),
         )  # fmt: skip
-        picture = panel([(title, images[:PANEL_ROWS]) for title, images in columns])
-        size = made[k].shape[-1]
+        rows = torch.arange(min(PANEL_ROWS, len(images.full[k])))
+        picture = panel([(title, take(pixels, rows)) for title, pixels in columns])
+        size = images.full[k].shape[-1]
         caption = f"Stage {k}, {size} pixels: low-res | SR | real low-res | SR of it (the oracle) | real."
         pictures.append((png_bytes(picture), caption))
     return pictures
@@ -64,5 +65,5 @@ def pick(source: ImageSource, store: ImageStore | None, indices: Sequence[int]) 
         if kept is not None and i < len(kept):
             parts.append(torch.from_numpy(kept[i : i + 1]))
         else:
-            parts.append(source.block(i, i + 1))
+            parts.append(source.stages(i, i + 1)[-1])
     return torch.cat(parts)

@@ -18,10 +18,11 @@ from cdm.evaluate.extractors.base import Extractor, MissingWeights, widths
 from cdm.evaluate.extractors.domain import cached_domain
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.results import Report, save_report
+from cdm.pipeline.evaluate_apart import take_apart
 from cdm.pipeline.evaluate_bench import Bench
-from cdm.pipeline.evaluate_chains import Chains, fill_chains
+from cdm.pipeline.evaluate_chains import Chains, chain_length, fill_chains, lower_stores
 from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Judged, Ledger
-from cdm.pipeline.evaluate_findings import find_copies, score_classes, summary, take_apart, verdict
+from cdm.pipeline.evaluate_findings import find_copies, score_classes, summary, verdict
 from cdm.pipeline.evaluate_inputs import Inputs, open_inputs
 from cdm.pipeline.evaluate_pictures import sample_sheet
 from cdm.pipeline.evaluate_request import DEFAULT_EXTRACTORS, GROUPS, EvaluateRequest
@@ -63,15 +64,17 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
             f"judging {counted(inputs.source.count, 'image')} of {inputs.source.what}, {inputs.source.shape[-1]} pixels"
         )
         extractors = find_extractors(bench)
-        stores, images = run_through(bench, extractors)
+        length = chain_length(bench, extractors)
+        lower = lower_stores(bench, length)
+        stores, images = run_through(bench, extractors, length, lower)
         for extractor in extractors:
             for role in ("val", "train"):
                 bench.side(role, extractor)  # every process takes its share of the reference's blocks
-        chains = fill_chains(bench, extractors)
+        chains = fill_chains(bench, length, lower)
         if not processes.first:
             processes.wait()
             return None
-        report = _judge(bench, extractors, stores, images, chains, began)
+        report = _judge(bench, extractors, stores, images, (chains, length), began)
         processes.wait()
         return report
     finally:
@@ -134,7 +137,9 @@ def _domain(bench: Bench) -> Extractor:
     return extractor
 
 
-def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[FeatureStore], ImageStore]:
+def run_through(
+    bench: Bench, extractors: Sequence[Extractor], length: int, lower: Sequence[ImageStore]
+) -> tuple[list[FeatureStore], ImageStore]:
     """The one pass over the images: features of each extractor, the images that are needed again, and ``--save``."""
     request, source = bench.request, bench.inputs.source
     sinks: list[Sink] = []
@@ -143,8 +148,8 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
         key = key_of(source.key, extractor.name, extractor.hash, extractor.resize)
         stores.append(FeatureStore.open(make_folder(bench.work / "features"), key, source.count, widths(extractor)))
         sinks.append(FeatureSink(extractor, stores[-1]))
-    images = ImageStore(bench.work, source.key, _kept(bench), source.shape)
-    sinks.append(images)
+    images = ImageStore(bench.work, source.key, _kept(bench, length), source.shape)
+    sinks += [images, *lower]
     if request.save is not None and not request.save.endswith(ARCHIVES):
         sinks.append(FolderSink(Path(request.save), request, source, bench.inputs.run))
     began = time.monotonic()
@@ -156,18 +161,19 @@ def run_through(bench: Bench, extractors: Sequence[Extractor]) -> tuple[list[Fea
     return stores, images
 
 
-def _kept(bench: Bench) -> int:
-    """How many images, from the first on, are kept in the working folder: for CAS, copies, pictures; all for an archive."""
+def _kept(bench: Bench, length: int) -> int:
+    """How many images, from the first on, are kept in the working folder: for CAS, copies, pictures,
+    diagnosis; all for an archive."""
     request, source, train = bench.request, bench.inputs.source, bench.inputs.train
     if request.save is not None and request.save.endswith(ARCHIVES):
         return source.count
     again = request.wants("memorisation") or (request.wants("cas") and source.labels is not None)
-    return min(source.count, max(SHOWN_MOST, train.count if again and train is not None else 0))
+    return min(source.count, max(SHOWN_MOST, length, train.count if again and train is not None else 0))
 
 
 def _judge(
     bench: Bench, extractors: Sequence[Extractor], stores: Sequence[FeatureStore], images: ImageStore,
-    chains: Chains | None, began: float,
+    apart: tuple[Chains | None, int], began: float,
 ) -> Path:  # fmt: skip
     """Everything that one process does alone: figures, findings, the report."""
     desk, inputs, request = bench.desk, bench.inputs, bench.request
@@ -185,7 +191,7 @@ def _judge(
                 desk.distances(own, side, val if side is train else None)
     memory = find_copies(bench, judged, images)
     cas = score_classes(bench, images)
-    diagnosis, panels = take_apart(bench, judged, chains, memory)
+    diagnosis, panels = take_apart(bench, judged, images, *apart, memory)
     pictures = {"samples": sample_sheet(inputs.source, images), "panels": panels}
     if memory is not None:
         pictures["neighbours"] = memory.pictures(bench, images)

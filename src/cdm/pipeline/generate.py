@@ -67,11 +67,7 @@ class RunImages:
     def shape(self) -> tuple[int, int, int]:
         return self.cascade.stages[-1].shape
 
-    def block(self, start: int, stop: int) -> Images:
-        return self.stages(start, stop)[-1]
-
     def stages(self, start: int, stop: int) -> tuple[Images, ...]:
-        """The images of every stage, from the base up."""
         labels = None if self.labels is None else self.labels[start:stop].tolist()
         seeds = [image_seed(self.seed, i) for i in range(start, stop)]
         sampled = self.cascade.sample(labels, seeds, settings=self.settings, batch_size=stop - start)
@@ -89,11 +85,13 @@ class OracleImages:
     low_res: StageImages
     window: Window
     labels: ClassIndex | None
-    data: str  # fingerprint of the real images
+    data: str  # fingerprint of the images put in
+    called: str = ""
+    numbers: ClassIndex | None = None  # of the run's images whose noise is used; None: 0, 1, 2, ...
 
     @property
     def what(self) -> str:
-        return f"real images put in after stage {self.after}"
+        return self.called or f"real images put in after stage {self.after}"
 
     @property
     def key(self) -> str:
@@ -112,11 +110,13 @@ class OracleImages:
     def shape(self) -> tuple[int, int, int]:
         return self.cascade.stages[-1].shape
 
-    def block(self, start: int, stop: int) -> Images:
-        seeds = torch.tensor([image_seed(self.seed, i) for i in range(start, stop)])
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        numbers = range(start, stop) if self.numbers is None else self.numbers[start:stop].tolist()
+        seeds = torch.tensor([image_seed(self.seed, i) for i in numbers])
         labels = None if self.labels is None else torch.from_numpy(self.labels[start:stop])
         x = to_float(np.array(self.low_res[start:stop]), self.window).to(self.cascade.device)
-        return to_bytes(carry_up(self.cascade, self.after, x, labels, seeds, self.settings), self.what)
+        made = carry_up(self.cascade, self.after, x, labels, seeds, self.settings)
+        return tuple(to_bytes(images, self.what) for images in made)
 
 
 @torch.no_grad()
@@ -127,20 +127,18 @@ def carry_up(
     labels: Int64[Tensor, " b"] | None,
     seeds: Int64[Tensor, " b"],
     settings: SamplingConfig,
-    *,
-    stop_after: int | None = None,
-) -> StageImage:
-    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it, up to ``stop_after``
-    (None: the last), non-truncated: there is no x_t of a real image."""
-    x = low_res
-    last = len(cascade.stages) - 1 if stop_after is None else stop_after
-    for stage in cascade.stages[after + 1 : last + 1]:
+) -> tuple[StageImage, ...]:
+    """Clean images of stage ``after`` ``[B, C, s, s]`` in [-1, 1] through the stages above it: what each of them makes,
+    non-truncated, for there is no x_t of a stored image."""
+    x, made = low_res, []
+    for stage in cascade.stages[after + 1 :]:
         own = stage.check_labels(labels if cascade.config.num_classes else None, len(x))
         own = None if own is None else own.to(x.device)
         aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
         cond, _ = stage.condition(x, own, aug_logsnr, Rng(0, stage.index), seeds)
         x = run_stage(stage, cond, seeds, settings, settings.steps[stage.index]).image
-    return x
+        made.append(x)
+    return tuple(made)
 
 
 def to_bytes(x: Float[Tensor, "b c h w"], what: str) -> Images:
@@ -159,8 +157,11 @@ def to_bytes(x: Float[Tensor, "b c h w"], what: str) -> Images:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes images by number and remembers which it has, also after a kill."""
+    """Takes images of one stage by number and remembers which it has, also after a kill. ``stage``: place in what the
+    source makes; -1: the last."""
 
+    @property
+    def stage(self) -> int: ...
     def missing(self) -> Int64[np.ndarray, " m"]: ...
     def write(self, indices: Int64[np.ndarray, " b"], images: Images) -> None: ...
 
@@ -171,6 +172,7 @@ class FeatureSink:
 
     extractor: Extractor
     store: FeatureStore
+    stage: int = -1
 
     def missing(self) -> Int64[np.ndarray, " m"]:
         return self.store.missing()
@@ -182,8 +184,8 @@ class FeatureSink:
 class ImageStore:
     """The first ``count`` images as raw bytes on the disk, and a byte for each that is whole."""
 
-    def __init__(self, folder: Path, key: str, count: int, shape: tuple[int, int, int]) -> None:
-        self.count, self.shape = count, shape
+    def __init__(self, folder: Path, key: str, count: int, shape: tuple[int, int, int], stage: int = -1) -> None:
+        self.count, self.shape, self.stage = count, shape, stage
         self._size = int(np.prod(shape))
         stem = make_folder(folder) / f"images-{key}"
         self._pixels, self._done = stem.with_suffix(".u8"), stem.with_suffix(".done")
@@ -247,11 +249,11 @@ def fill(
     for done, block in enumerate(mine):
         progress(source.what, min(done * batch_size * processes.count, source.count), len(blocks) * batch_size)
         start, stop = block * batch_size, min((block + 1) * batch_size, source.count)
-        images = source.block(start, stop)
+        images = source.stages(start, stop)
         for sink, own in zip(sinks, missing, strict=True):
             rows = own[(own >= start) & (own < stop)]
             if len(rows):
-                sink.write(rows, images[torch.from_numpy(rows - start)])
+                sink.write(rows, images[sink.stage][torch.from_numpy(rows - start)])
         made += stop - start
     processes.wait()
     return made

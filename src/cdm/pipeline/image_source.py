@@ -46,7 +46,9 @@ class ImageSource(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
-    def block(self, start: int, stop: int) -> Images: ...
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        """Images ``start`` to ``stop - 1`` at every stage, from the lowest up; the last are those judged."""
+        ...
 
 
 def key_of(*parts: object) -> str:
@@ -96,6 +98,9 @@ class FileImages:
         if class_names and odd:
             raise unlike_classes(self.what, repr(odd[0]), class_names)
         return replace(self, class_names=class_names)
+
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        return (self.block(start, stop),)
 
     def block(self, start: int, stop: int) -> Images:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

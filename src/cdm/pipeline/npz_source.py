@@ -59,6 +59,9 @@ class NpzImages:
             raise unlike_classes(self.what, str(int(labels.max())), class_names)
         return NpzImages(self._file.path, self.count, class_names)
 
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        return (self.block(start, stop),)
+
     def block(self, start: int, stop: int) -> Images:
         first, last = start // CHUNK, (stop - 1) // CHUNK
         found = torch.cat([self._chunk(number) for number in range(first, last + 1)])

@@ -90,6 +90,9 @@ class RealImages:
     def _labels(self) -> ClassIndex | None:
         return None if self.array.labels is None else self.array.labels[self.rows]
 
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        return (self.block(start, stop),)
+
     def block(self, start: int, stop: int) -> Images:
         return self.pick(np.arange(start, stop))
 

@@ -60,6 +60,8 @@ def check_save(request: EvaluateRequest, source: ImageSource, ledger: Ledger) ->
 class FolderSink:
     """One file per image; those that an earlier call left, of the same images, are kept."""
 
+    stage = -1
+
     def __init__(self, folder: Path, request: EvaluateRequest, source: ImageSource, run: RunImages | None) -> None:
         self.folder, self.source, self.force = folder, source, request.force
         self._names = [file_name(source, i) for i in range(source.count)]
