@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import torch
@@ -241,7 +241,7 @@ def _read(file: IO[bytes], size: int) -> bytes:
     return content
 
 
-def _array(path: Path, key: str) -> np.ndarray[Any, Any]:
+def _array(path: Path, key: str) -> np.ndarray:
     """A whole array; for small ones."""
     with _member(path, key) as (file, (shape, fortran, dtype)):
         flat = np.frombuffer(_read(file, dtype.itemsize * int(np.prod(shape))), dtype)
