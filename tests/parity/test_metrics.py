@@ -23,8 +23,8 @@ from cdm.evaluate.kid import kid
 from cdm.evaluate.prdc import prdc
 from cdm.evaluate.stats import feature_stats
 
-torchmetrics = oracles.require("torchmetrics", "make install")
 torch_fidelity = oracles.torch_fidelity()
+torchmetrics = oracles.torchmetrics()
 
 
 class Same(torch.nn.Module):
