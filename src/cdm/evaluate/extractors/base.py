@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float32, UInt8
 from torch import Tensor
@@ -34,6 +34,7 @@ class Features:
         return {name: part for name, part in parts.items() if part is not None}
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """Images to features. Features of an image do not depend on the batch that it comes in.
 
