@@ -24,7 +24,8 @@ SHIFT = 2.0  # 8-bit units: the smallest difference of colour that an eye can se
 COPIES = 2.0  # times the expected copy rate
 RARE = 1e-3  # chance of the copy rate without copying
 DISAGREE = 4.0  # times as far from real by one extractor as by another, both as shares of their spread
-PSNR_SLACK = 3.0  # dB, see ``Consistency``
+PSNR_SLACK = 3.0  # dB: a draw errs by twice the variance
+NO_CASCADE = "the generated images"  # name of the only stage where no cascade is known
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,9 @@ def _copies(found: Memorisation | None) -> tuple[Finding, ...]:
         return ()
     rate = found.by_features
     text = (
-        f"{100 * rate.rate.value:.1f} % of the samples lie as near to a training image as only {100 * rate.expected:.1f}"
-        f" % of real images do: it copies training images. Use an earlier checkpoint, more images or more augmentation."
+        f"{100 * rate.rate.value:.1f} % of the samples lie as near to a training image as only "
+        f"{100 * rate.expected:.1f} % of real images do: it copies training images. Do not train it further: use an "
+        "earlier checkpoint, or train on more images."
     )
     return (Finding(("copies",), None, text),)
 
@@ -266,9 +268,46 @@ def _stages(found: Measurements, better: Level | None) -> tuple[Finding, ...]:
     return tuple(finding for _, finding in sorted(findings, key=lambda each: -each[0]))
 
 
+def _evidence(found: Measurements, stage: int, loss: Estimate | None, whole: Estimate | None) -> list[tuple[str, str]]:
+    """Kind and words of all that points at a stage."""
+    evidence = []
+    if loss is not None and whole is not None and beyond_chance(loss) and loss.value >= MATTERS * whole.value:
+        evidence.append(("loss", f"it adds {_text(loss)} of a distance of {_text(whole)}"))
+    if found.colour:
+        shifts = _shifts(found.colour[stage])
+        if shifts:
+            evidence.append(("colour", f"it shifts colours: {', '.join(shifts)} of 255"))
+    consistency = found.consistency[stage] if found.consistency else None
+    if consistency is not None and consistency.oracle.value + half_width(consistency.oracle) < consistency.least:
+        text = (
+            f"it departs from the low-res image that it is given ({_text(consistency.oracle)} dB on real ones; "
+            f"at least {consistency.least:.1f} dB are expected at its level)"
+        )
+        evidence.append(("consistency", text))
+    return evidence
+
+
+def _shifts(colour: ColourShift) -> list[str]:
+    """Words on every shift that is beyond chance and can be seen."""
+    words = []
+    for what, estimates in (("channel", colour.mean), ("contrast of channel", colour.contrast)):
+        for channel, estimate in enumerate(estimates):
+            if abs(estimate.value) >= SHIFT and abs(estimate.value) > BEYOND * half_width(estimate):
+                words.append(f"{what} {channel} by {estimate.value:+.1f} ± {half_width(estimate):.1f}")
+    return words
+
+
+def _whole(found: Measurements) -> tuple[Finding, ...]:
+    """A loss that no stage alone is found guilty of."""
+    loss = difference(found.distances[0], found.distances[-1])
+    if len(found.stages) < 2 or not beyond_chance(loss) or loss.value < MATTERS * found.distances[0].value:
+        return ()
+    text = (
+        f"The cascade as a whole is further from real images than chance allows ({_text(found.distances[0])} against "
+        f"{_text(found.distances[-1])}), but no single stage stands out: evaluate more images."
+    )
+    return (Finding(("loss",), None, text),)
+
+
 def _is_cascade(found: Measurements) -> bool:
     return found.stages != (NO_CASCADE,)
-
-
-NO_CASCADE = "the generated images"
-"""The only stage where no cascade is known."""
