@@ -96,7 +96,7 @@ def test_missing_weights_are_listed_with_the_file_and_its_place(evaluated):
 
 def test_too_few_images_are_said_at_once(evaluated):
     said = (evaluated / "said").read_text()
-    assert "not computed: FD-domain: FD on domain needs 1,280" in said and "KID stands in" in said
+    assert "not computed: FD-domain: FD on domain needs 1,280" in said and "go by KID" in said
     assert "report.html" in said
 
 

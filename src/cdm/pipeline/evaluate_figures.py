@@ -19,7 +19,7 @@ from cdm.evaluate.inception_score import inception_score
 from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.kid import kid
 from cdm.evaluate.prdc import prdc
-from cdm.evaluate.results import Figure, finite
+from cdm.evaluate.results import Figure, finite, short_name
 from cdm.evaluate.stats import FeatureStats, feature_stats, is_constant
 from cdm.pipeline.evaluate_request import EvaluateRequest, too_few
 from cdm.pipeline.image_source import key_of
@@ -145,7 +145,7 @@ class Desk:
                 groups = {"fd": ["fd"], "kid": ["kid"], "prdc": NEIGHBOURHOODS}
                 wanted = [metric for group, own in groups.items() if self.request.wants(group) for metric in own]
                 reason = (
-                    f"failed: {judged.extractor.name} gives all {what} images the same features (zero variance); "
+                    f"failed: {short_name(judged.extractor.name)} gives all {what} images the same features (zero variance); "
                     "expected images that differ: look at them, or take another extractor"
                 )
                 if wanted:
