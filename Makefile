@@ -13,7 +13,7 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 TORCH_cpu := $(TORCH_PIN)
 TORCH_cuda := $(subst ==,===,$(TORCH_PIN))
 
-.PHONY: install demo test check bench docs clean
+.PHONY: install install-oracles demo test check bench docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -22,8 +22,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(if $(TORCH_$(TORCH)),,$(error TORCH is "$(TORCH)"; expected cpu or cuda))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) '$(TORCH_$(TORCH))' hatchling
-	$(PIP) --no-build-isolation --editable '.[tensorboard,dev]'
+	$(PIP) --no-build-isolation --editable '.[tensorboard,eval,dev]'
 	touch $@
+
+# torch-fidelity asks for torchvision, whose wheel is often built for another torch and then breaks what finds it.
+install-oracles: $(STAMP)
+	$(PIP) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 
 demo: $(STAMP)
 	$(BIN)/cdm train builtin:letters --recipe demo --minutes $(MINUTES) --out $(CDM_RUNS)/demo

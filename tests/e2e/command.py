@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import cdm
+from cdm.cli.main import main
 
 CDM = [sys.executable, "-m", "cdm.cli.main"]
 TIMEOUT_S = 600
@@ -42,6 +45,13 @@ def run(
         timeout=TIMEOUT_S, preexec_fn=preexec_fn,
     )  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ran:
+    """``cdm`` in this process: its entry point, exit code and output are those of the command, without its start-up."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return Ran(code, out, err)
 
 
 @contextmanager

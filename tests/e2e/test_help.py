@@ -19,7 +19,9 @@ def test_help_is_quick():
     assert min(times) < 0.5, times
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("sample",)], ids=lambda words: "cdm " + " ".join(words))
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("sample",), ("evaluate",)], ids=lambda words: "cdm " + " ".join(words)
+)
 def test_help_imports_no_torch(command):
     python = [sys.executable, "-X", "importtime", "-m", "cdm.cli.main", *command, "--help"]
     done = subprocess.run(python, check=True, capture_output=True, text=True, env=environment())
@@ -28,7 +30,7 @@ def test_help_imports_no_torch(command):
     assert not imported & {"torch", "numpy", "PIL", "matplotlib"}
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "upscale", "info"])
+@pytest.mark.parametrize("command", ["train", "sample", "upscale", "evaluate", "compare", "info"])
 def test_help_of_a_command_fits_a_screen(command):
     ran = run(command, "--help")
     assert ran.code == 0 and not ran.err, ran
@@ -40,7 +42,7 @@ def test_help_of_a_command_fits_a_screen(command):
 def test_the_bare_command_shows_what_there_is():
     ran = run()
     assert ran.code == 0
-    assert all(command in ran.out for command in ("train", "sample", "upscale", "info"))
+    assert all(command in ran.out for command in ("train", "sample", "upscale", "evaluate", "compare", "info"))
 
 
 USAGE = {

@@ -60,6 +60,20 @@ def test_existing_files_are_overwritten_with_force(sampled, trained, tmp_path):
     assert (out / name).read_bytes() != (sampled / name).read_bytes()
 
 
+def test_an_interrupted_call_goes_on_where_it_stopped(sampled, trained, tmp_path):
+    """The same command makes what is missing, equal in every byte, and leaves the rest alone; then there is nothing."""
+    out = shutil.copytree(sampled, tmp_path / "copy")
+    (out / "grid.png").unlink()
+    lost, kept = out / "dog" / "dog-seed0-00001.png", out / "cat" / "cat-seed0-00000.png"
+    before, bytes_of_lost = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    again = ("sample", trained.folder, "-n", 2, "--out", out, *QUICK)
+    succeeded(run(*again), "3 of 4 images are there from an earlier call", "4 images in", "grid.png")
+    assert lost.read_bytes() == bytes_of_lost and kept.stat().st_mtime_ns == before
+    succeeded(run(*again), "4 of 4 images are there", "nothing to do")
+    succeeded(run(*again[:3], 3, *again[4:]), "4 of 6 images are there", "grid-2.png")
+
+
 def test_again_remakes_byte_by_byte(sampled, tmp_path):
     path = sampled / "dog" / "dog-seed0-00001.png"
     succeeded(run("sample", "--again", path, "--out", tmp_path), "equal in every pixel")

@@ -40,7 +40,7 @@ def _parse(arguments: list[str]) -> object:
     return tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="cdm",
-        description="Cascaded diffusion models on your own images: train, sample, upscale, inspect.",
+        description="Cascaded diffusion models on your own images: train, sample, upscale, evaluate, inspect.",
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -48,7 +48,7 @@ def _parse(arguments: list[str]) -> object:
 
 def _run(command: object, line: str) -> None:
     """Carry ``command`` out; each imports only what it needs. ``line``: as the user typed it."""
-    from cdm.cli.options import Info, Sample, Train, Upscale
+    from cdm.cli.options import Compare, Evaluate, Info, Sample, Train, Upscale
 
     if isinstance(command, Train):
         from cdm.cli.train import run_train
@@ -62,6 +62,14 @@ def _run(command: object, line: str) -> None:
         from cdm.cli.upscale import run_upscale
 
         run_upscale(command)
+    elif isinstance(command, Evaluate):
+        from cdm.cli.evaluate import run_evaluate
+
+        run_evaluate(command, line)
+    elif isinstance(command, Compare):
+        from cdm.cli.compare import run_compare
+
+        run_compare(command, line)
     elif isinstance(command, Info):
         from cdm.cli.info import run_info
 

@@ -93,7 +93,7 @@ class Sample:
     out: Annotated[str | None, _may("DIR")] = None
     """Where to write (default: RUN/samples; with --again beside FILE)."""
     force: Annotated[bool, _may()] = False
-    """Overwrite files that are there."""
+    """Overwrite other files that are there (the same command goes on)."""
     again: Annotated[str | None, _may("FILE.png")] = None
     """Remake this image from what is stored in it."""
     batch_size: Annotated[int, _may("N")] = 64
@@ -135,6 +135,69 @@ class Upscale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a run, or images, against real ones: report.json and report.html."""
+
+    subject: Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
+    """Run folder; or a folder, zip or .npz of generated images."""
+    data: Annotated[str, arg(metavar="VAL")]
+    """Real images kept from training, or an .npz of statistics."""
+    out: Annotated[str, arg(metavar="DIR")]
+    """Where to write; the same command again goes on."""
+    train_data: Annotated[str | None, _may("TRAIN")] = None
+    """Real images of the training (default: as the run recorded)."""
+    num: Annotated[int | None, _may("N", name="num", aliases=("-n",))] = None
+    """Images judged (default: as VAL has, 2,048 to 10,000)."""
+    seed: Annotated[int, _may("N")] = 0
+    """Seed of the generated images."""
+    steps: Annotated[str | None, _may("A,B,..")] = None
+    """Steps per stage, as in cdm sample."""
+    sampler: Annotated[str | None, _may("NAME")] = None
+    """dpmpp, ddim, ddpm or ddpm_large, as in cdm sample."""
+    aug_level: Annotated[str | None, _may("S[,S]")] = None
+    """Augmentation level, as in cdm sample."""
+    hand_over: Annotated[str | None, _may("HOW")] = None
+    """non_truncated or truncated, as in cdm sample."""
+    weights: Annotated[str, _may("NAME")] = "ema"
+    """ema, raw, or an EMA profile such as 0.100."""
+    metrics: Annotated[str | None, _may("A,B,..")] = None
+    """Some of fd,sfid,kid,is,prdc,cas,memorisation,diagnosis (default: all)."""
+    extractors: Annotated[str | None, _may("A,B,..")] = None
+    """Some of domain,inception,dinov2,resnet50,custom:MODULE:FUNCTION
+    (default: domain, and inception where its weights are)."""
+    extractor_weights: Annotated[UseAppendAction[tuple[str, ...]], _may("NAME=PATH")] = ()
+    """Where the weights of an extractor are; may be repeated."""
+    unverified_weights: Annotated[bool, _may()] = False
+    """Take other weights than the published ones, and mark every figure."""
+    save: Annotated[str | None, _may("PATH")] = None
+    """Keep the images: a folder, .zip or .npz."""
+    force: Annotated[bool, _may()] = False
+    """Compute on too few images too (marked); overwrite --save."""
+    batch_size: Annotated[int, _may("N")] = 64
+    """Images at once; fewer need less memory."""
+    device: Annotated[str | None, _may("NAME")] = None
+    """cpu, cuda, cuda:1 (default: the best there is)."""
+    precision: Annotated[str, _may("NAME")] = "auto"
+    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    threads: Annotated[int | None, _may("N")] = None
+    """CPU threads (default: all cores)."""
+    dry_run: Annotated[bool, _may()] = False
+    """Print what would be measured with how many images, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Put several evaluations into one table."""
+
+    reports: Annotated[Positional[tuple[str, ...]], arg(metavar="REPORT", help_behavior_hint="(two or more)")]
+    """report.json files of cdm evaluate, or their folders."""
+    out: Annotated[str | None, _may("FILE.html")] = None
+    """Write the table as a page too."""
+    force: Annotated[bool, _may()] = False
+    """Overwrite the page if it is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Tell what is in a run folder."""
 
@@ -154,5 +217,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Upscale, tyro.conf.subcommand("upscale")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

@@ -13,11 +13,11 @@ from cdm.cli.say import say
 from cdm.data.pixels import to_images
 from cdm.data.save import read_png_info, save_png
 from cdm.errors import UserError
+from cdm.pipeline.request import parse_numbers
 from cdm.pipeline.sample_run import (
     check_free,
     difference,
     find_class,
-    parse_numbers,
     plan_asks,
     read_made,
     sample_to_files,
@@ -55,7 +55,9 @@ def run_sample(options: Sample) -> None:
                 force=options.force, batch_size=options.batch_size, weights=options.weights, progress=progress, say=say,
             )  # fmt: skip
     except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(f"interrupted; the images made so far are in {out}.") from stopped
+        raise KeyboardInterrupt(
+            f"interrupted; the images made so far are in {out}: give the same command again to go on."
+        ) from stopped
     say(f"remake one of them: cdm sample --again {paths[0]}")
 
 

@@ -9,7 +9,8 @@ from cdm.cli.options import Upscale
 from cdm.cli.progress import sampling_progress
 from cdm.cli.say import say
 from cdm.errors import UserError
-from cdm.pipeline.sample_run import find_class, parse_numbers, upscale_to_files
+from cdm.pipeline.request import parse_numbers
+from cdm.pipeline.sample_run import find_class, upscale_to_files
 from cdm.runtime import set_threads
 from cdm.train.log import counted
 

@@ -65,6 +65,17 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed is {seed}; expected 0 to {2**31 - 1}.")
 
 
+def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list[Any] | None:
+    """``"32,16"`` to numbers."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        number = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{flag} is {text!r}; expected {number} separated by commas, as {example}.") from error
+
+
 def check_place(request: TrainRequest) -> None:
     """Refuse a run folder inside the data: its pictures would count as data at the next start."""
     data, out = Path(request.data).expanduser().resolve(), request.out.resolve()

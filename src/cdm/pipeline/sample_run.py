@@ -50,17 +50,6 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
     raise UserError(f"unknown class {name!r}; expected one of {shown}: did you mean {near[0]!r}?")
 
 
-def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list[Any] | None:
-    """``"32,16"`` to numbers."""
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        number = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"--{flag} is {text!r}; expected {number} separated by commas, as {example}.") from error
-
-
 def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[Ask]:
     """``count`` images of each named class, or of every class. Images are numbered within their class, so neither the
     class nor what else is asked for changes an image's noise."""
@@ -89,13 +78,11 @@ def sample_to_files(
     cascade: Cascade, asks: Sequence[Ask], *, run: str, seed: int, settings: SamplingConfig, stop_after: int, out: Path,
     force: bool, batch_size: int, weights: str, progress: Progress | None, say: Say,
 ) -> list[Path]:  # fmt: skip
-    """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Nothing that is there is overwritten
-    without ``force``. Returns the images' paths."""
+    """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Files that an earlier call with the
+    same weights and settings left are kept and not made again; any other file is refused without ``force``. Returns
+    the images' paths."""
     check_seed(seed)
     paths = [out / file_name(cascade, ask, seed) for ask in asks]
-    if not force:
-        check_free(paths)
-    make_folder(out)
     told = {
         "made_by": "cdm sample",
         "run": run,
@@ -106,41 +93,77 @@ def sample_to_files(
         "weights_hash": cascade.hash,
         "precision": precision_name(cascade.stages[0].denoiser.dtype),
     }
+    infos = [told | {"class": _class_of(cascade, ask), "index": ask.index} for ask in asks]
+    kept = set() if force else _made_before(paths, infos)
+    if not force:
+        check_free([path for path in paths if path not in kept])
+    if kept:
+        say(f"{len(kept):,} of {counted(len(asks), 'image')} are there from an earlier call; going on with the rest")
+    make_folder(out)
     shown: list[list[Tensor]] = []
     sampled = None
     for begin in range(0, len(asks), batch_size):
-        chunk = asks[begin : begin + batch_size]
+        chunk = slice(begin, begin + batch_size)
+        if kept.issuperset(paths[chunk]):
+            continue  # a batch is made as a whole: in part, rounding would differ
+        labels = [ask.label for ask in asks[chunk] if ask.label is not None]
         sampled = cascade.sample(
-            None if chunk[0].label is None else [ask.label for ask in chunk if ask.label is not None],
-            [image_seed(seed, ask.index) for ask in chunk],
-            settings=settings, stop_after=stop_after, batch_size=batch_size, progress=progress,
+            labels or None, [image_seed(seed, ask.index) for ask in asks[chunk]], settings=settings,
+            stop_after=stop_after, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         images = [to_images(x, cascade.config.data.window) for x in sampled.images]
-        for path, image, ask in zip(paths[begin:], images[-1], chunk, strict=False):
-            make_folder(path.parent)
-            named = None if ask.label is None else cascade.class_names[ask.label]
-            save_png(path, image, told | {"class": named, "index": ask.index})
+        for path, image, info in zip(paths[chunk], images[-1], infos[chunk], strict=True):
+            if path not in kept:
+                make_folder(path.parent)
+                save_png(path, image, info)
         if len(asks) <= GRID_LIMIT:
             shown.append(images)
-    assert sampled is not None
+    if sampled is None:
+        say(f"nothing to do: {counted(len(asks), 'image')} in {out}")
+        return paths
     saved = sum(sampled.saved_evaluations)
+    sheet = ""
+    if len(asks) <= GRID_LIMIT:
+        stages = _read_back(paths, cascade) if kept else [torch.cat(parts) for parts in zip(*shown, strict=True)]
+        sheet = f", all on one sheet in {_save_sheet(cascade, asks, stages, out, force)}"
     say(
-        f"{counted(len(asks), 'image')} in {out}"
-        + (f", all on one sheet in {_save_sheet(cascade, asks, shown, out, force)}" if len(asks) <= GRID_LIMIT else "")
-        + f"; {'+'.join(map(str, sampled.evaluations))} network evaluations each"
-        + (f", {saved} spared by stopping early" if saved else "")
+        f"{counted(len(asks), 'image')} in {out}{sheet}; {'+'.join(map(str, sampled.evaluations))} network "
+        "evaluations each" + (f", {saved} spared by stopping early" if saved else "")
     )
     return paths
 
 
-def _save_sheet(cascade: Cascade, asks: Sequence[Ask], shown: list[list[Tensor]], out: Path, force: bool) -> Path:
+def _class_of(cascade: Cascade, ask: Ask) -> str | None:
+    return None if ask.label is None else cascade.class_names[ask.label]
+
+
+def _made_before(paths: Sequence[Path], infos: Sequence[dict[str, Any]]) -> set[Path]:
+    """Those of ``paths`` that hold just what would be made: weights, settings, class and number are the same."""
+    found = set()
+    for path, info in zip(paths, infos, strict=True):
+        if path.exists():
+            try:
+                known = read_png_info(path)
+            except UserError:
+                continue
+            if {**known, "run": info["run"]} == info:  # the same run may be called by another path
+                found.add(path)
+    return found
+
+
+def _read_back(paths: Sequence[Path], cascade: Cascade) -> list[Tensor]:
+    """The last stage's images from their files: the lower stages of kept ones are not stored."""
+    pixels = [decode(path.read_bytes(), cascade.config.data.channels).transpose(2, 0, 1) for path in paths]
+    return [torch.from_numpy(np.stack(pixels))]
+
+
+def _save_sheet(cascade: Cascade, asks: Sequence[Ask], stages: list[Tensor], out: Path, force: bool) -> Path:
     """All images of this call on one sheet, low-res beside high-res: ``grid.png``, or the next free name."""
     path, number = out / "grid.png", 1
     while path.exists() and not force:
         number += 1
         path = out / f"grid-{number}.png"
     labels = torch.tensor([-1 if ask.label is None else ask.label for ask in asks])
-    stages = [torch.cat(parts) for parts in zip(*shown, strict=True)]
     sheet = class_grid(
         stages, None if asks[0].label is None else labels, cascade.class_names, cascade.config.data.window
     )

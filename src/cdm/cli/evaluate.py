@@ -1,0 +1,79 @@
+"""``cdm evaluate``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cdm.cli.options import Evaluate
+from cdm.cli.say import say
+from cdm.errors import UserError
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.request import parse_numbers
+
+
+def run_evaluate(options: Evaluate, command: str) -> None:
+    request = _request(options, command)
+
+    # torch comes only now: wrong options are told at once
+    from cdm.cli.progress import counting_progress
+    from cdm.pipeline.evaluate_run import describe, evaluate
+    from cdm.pipeline.processes import joined
+
+    with joined() as processes:
+        talk = say if processes.first else _silent
+        if options.dry_run:
+            describe(request, talk)
+            return
+        try:
+            with counting_progress(visible=processes.first) as progress:
+                report = evaluate(request, processes, progress, talk)
+        except KeyboardInterrupt as stopped:
+            told = f"interrupted; what is done is kept in {options.out}: give the same command again to go on."
+            raise KeyboardInterrupt(told) from stopped
+        if report is not None:
+            talk(f"next: open {report}, or put evaluations side by side: cdm compare {options.out} OTHER")
+
+
+def _silent(sentence: str) -> None:
+    """Only the first of several processes talks."""
+
+
+def _request(options: Evaluate, command: str) -> EvaluateRequest:
+    levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
+    steps = parse_numbers(options.steps, int, "steps", "32,16")
+    return EvaluateRequest(
+        subject=options.subject,
+        data=options.data,
+        out=Path(options.out),
+        train_data=options.train_data,
+        num=options.num,
+        seed=options.seed,
+        steps=None if steps is None else tuple(steps),
+        sampler=options.sampler,
+        aug_level=None if levels is None else tuple(levels),
+        hand_over=options.hand_over,
+        weights=options.weights,
+        extractors=_names(options.extractors),
+        metrics=_names(options.metrics),
+        extractor_weights=dict(map(_pair, options.extractor_weights)),
+        unverified=options.unverified_weights,
+        save=None if options.save is None else os.path.expanduser(options.save),
+        force=options.force,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        command=command,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"--extractor-weights is {text!r}; expected NAME=PATH, as inception=weights.pth.")
+    return name, Path(path).expanduser()

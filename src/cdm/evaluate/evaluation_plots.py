@@ -1,0 +1,96 @@
+"""Plots of an evaluation: PNG bytes. Sized to be read on a telephone: few words, one axis."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+ACCENT, QUIET, GOOD = "#1f4e8c", "#9a9aa4", "#2f7d4f"
+MOST_CLASSES = 60
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def ratio_plot(rows: Sequence[tuple[str, float]]) -> bytes:
+    """How many times as far from the data as real validation images each distance says the samples are.
+
+    rows: (label, ratio > 0), at least one.
+    """
+    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
+    labels, ratios = zip(*rows, strict=True)
+    places = np.arange(len(rows))[::-1]
+    axes.hlines(places, 1, ratios, color=QUIET, linewidth=1.2)
+    axes.plot(ratios, places, "o", color=ACCENT, markersize=7)
+    axes.axvline(1, color=GOOD, linewidth=1.4)
+    axes.set_yticks(places, labels)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xscale("log")
+    axes.set_xlabel("times the distance of real validation images (green: no farther than these)")
+    return _png(figure)
+
+
+def bars_plot(rows: Sequence[tuple[str, float]], what: str) -> bytes:
+    """One bar for each (label, value), at least one."""
+    figure, axes = _figure(6.4, 0.9 + 0.45 * len(rows))
+    labels, values = zip(*rows, strict=True)
+    places = np.arange(len(rows))[::-1]
+    axes.barh(places, values, color=[ACCENT if value >= 0 else GOOD for value in values], height=0.6)
+    axes.axvline(0, color=QUIET, linewidth=1)
+    axes.set_yticks(places, labels)
+    axes.set_xlabel(what)
+    return _png(figure)
+
+
+def classes_plot(names: Sequence[str], generated: Sequence[float], real: Sequence[float]) -> bytes:
+    """Accuracy per class of the two arms of CAS, worst first; of very many classes the worst and the best."""
+    order = np.argsort(np.asarray(generated) - np.asarray(real), kind="stable")
+    if len(order) > MOST_CLASSES:
+        order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
+    figure, axes = _figure(6.4, 1.0 + 0.24 * len(order))
+    places = np.arange(len(order))[::-1]
+    made, true = (100 * np.asarray(values)[order] for values in (generated, real))
+    axes.hlines(places, made, true, color=QUIET, linewidth=1)
+    axes.plot(true, places, "o", color=GOOD, markersize=5, label="trained on real images")
+    axes.plot(made, places, "o", color=ACCENT, markersize=5, label="trained on generated images")
+    axes.set_yticks(places, [_short(names[int(i)]) for i in order])
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.set_xlabel("real validation images named right, %")
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return _png(figure)
+
+
+def quartiles_plot(rows: Sequence[tuple[str, Sequence[float]]], threshold: float, what: str) -> bytes:
+    """Lower quartile, median and upper quartile of each row, and a line at ``threshold``."""
+    figure, axes = _figure(6.4, 1.0 + 0.45 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    for place, (_, (low, middle, high)) in zip(places, rows, strict=True):
+        axes.hlines(place, low, high, color=ACCENT, linewidth=6, alpha=0.4)
+        axes.plot(middle, place, "o", color=ACCENT, markersize=7)
+    axes.axvline(threshold, color=GOOD, linewidth=1.4)
+    axes.set_yticks(places, [label for label, _ in rows])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(what)
+    return _png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"

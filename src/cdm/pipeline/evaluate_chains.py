@@ -1,0 +1,156 @@
+"""The cascade taken apart: real validation images put in after each stage and carried up by the stages above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from cdm.config import SamplingConfig
+from cdm.data.batches import Pyramid
+from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.measurements import LevelImages, StageImages
+from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_request import least_images
+from cdm.pipeline.generate import ImageStore, OracleImages, RunImages, fill
+from cdm.pipeline.image_source import ClassIndex, key_of
+from cdm.pipeline.processes import Processes
+from cdm.pipeline.reference import RealImages, eight_bits
+
+LEVELS_TRIED = (0.5, 2.0)
+"""Times the augmentation level in use."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What the diagnosis looks at, image by image.
+
+    indices: of the run's images. rows: validation images of the same classes. lower: the run's images at each stage but
+    the last. oracles: after each stage but the last, the outputs of the stages above.
+    """
+
+    indices: Int64[np.ndarray, " n"]
+    rows: Int64[np.ndarray, " n"]
+    lower: tuple[ImageStore, ...]
+    oracles: tuple[tuple[ImageStore, ...], ...]
+
+
+def pairs_of(
+    made: ClassIndex | None, count: int, real: RealImages, most: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Numbers of at most ``most`` generated images and of as many real ones, class by class the same; real images are
+    spread evenly over their class."""
+    if made is None or real.labels is None:
+        most = min(most, count, real.count)
+        return np.arange(most), np.unique(np.linspace(0, real.count - 1, most).round().astype(np.int64))
+    labels = made[: min(count, most)]
+    indices, rows = [], []
+    for label in np.unique(labels):
+        own, there = np.flatnonzero(labels == label), np.flatnonzero(real.labels == label)
+        own = own[: len(there)]
+        indices.append(own)
+        if len(own):
+            rows.append(there[np.linspace(0, len(there) - 1, len(own)).round().astype(np.int64)])
+    order = np.argsort(np.concatenate(indices), kind="stable")
+    return np.concatenate(indices)[order], np.concatenate([np.empty(0, np.int64), *rows])[order]
+
+
+def why_not(bench: Bench, extractors: Sequence[Extractor]) -> str:
+    """Why nothing can be said; empty where it can."""
+    if bench.inputs.val is None:
+        return "it needs the validation images, not their statistics"
+    return "" if extractors else "it needs an extractor"
+
+
+def stages_apart(bench: Bench) -> RunImages | None:
+    """The run, where it has stages to take apart."""
+    run = bench.inputs.run
+    return run if run is not None and len(run.cascade.stages) > 1 else None
+
+
+def chain_length(bench: Bench, extractors: Sequence[Extractor]) -> int:
+    """Images that the diagnosis looks at: what suits the extractor, as far as they are there; 0: no diagnosis."""
+    if not bench.request.wants("diagnosis") or why_not(bench, extractors) or bench.inputs.val is None:
+        return 0
+    return min(least_images(extractors[0].dim), bench.inputs.source.count, bench.inputs.val.count)
+
+
+def lower_stores(bench: Bench, length: int) -> tuple[ImageStore, ...]:
+    """Where the one pass over the run leaves the images of each stage but the last."""
+    run = stages_apart(bench)
+    if run is None or not length:
+        return ()
+    stages = run.cascade.stages[:-1]
+    return tuple(
+        ImageStore(bench.work, f"{run.key}-{stage.index}", length, stage.shape, stage.index) for stage in stages
+    )
+
+
+def fill_chains(bench: Bench, length: int, lower: tuple[ImageStore, ...]) -> Chains | None:
+    """Make the images of every chain (all processes take part)."""
+    run, val = bench.inputs.run, bench.inputs.val
+    if run is None or val is None or not lower:
+        return None
+    indices, rows = pairs_of(run.labels, run.count, val, length)
+    pyramid = Pyramid(val.array, run.cascade.config.sizes)
+    labels = None if val.labels is None else val.labels[rows]
+    oracles = []
+    for after in range(len(lower)):
+        low_res = np.asarray(pyramid.at(after)[val.rows[rows]])
+        source = OracleImages(
+            run.cascade, non_truncated(run.settings), run.seed, after, low_res, val.array.window, labels, val.key
+        )
+        oracles.append(_fill_stages(bench, source, bench.processes))
+    return Chains(indices, rows, lower, tuple(oracles))
+
+
+def _fill_stages(bench: Bench, source: OracleImages, processes: Processes) -> tuple[ImageStore, ...]:
+    stages = source.cascade.stages[source.after + 1 :]
+    stores = [ImageStore(bench.work, f"{source.key}-{s.index}", source.count, s.shape, i) for i, s in enumerate(stages)]
+    fill(source, stores, processes, bench.request.batch_size, bench.progress)
+    return tuple(stores)
+
+
+def non_truncated(settings: SamplingConfig) -> SamplingConfig:
+    """A stored image has no x_t to hand over."""
+    return replace(settings, hand_over="non_truncated")
+
+
+def stage_images(chains: Chains, val: RealImages, images: ImageStore, sizes: tuple[int, ...]) -> StageImages:
+    """Everything that ``measure_cascade`` compares."""
+    pyramid = Pyramid(val.array, sizes)
+    real = [np.asarray(pyramid.at(k)[val.rows[chains.rows]]) for k in range(len(sizes))]
+    return StageImages(
+        full=tuple(store.images()[chains.indices] for store in (*chains.lower, images)),
+        from_real=tuple(tuple(store.images() for store in outputs) for outputs in chains.oracles),
+        real=tuple(eight_bits(own, val.array) for own in real),
+    )
+
+
+def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
+    """The cascade's images with one SR stage at half and at twice its augmentation level, on its own low-res images."""
+    run = stages_apart(bench)
+    assert run is not None
+    tried = []
+    for stage in run.cascade.stages[1:]:
+        used = run.settings.aug_level[stage.index - 1]
+        if stage.config.augmentation.kind != "gaussian":
+            continue
+        for level in sorted(
+            {min(times * used, stage.config.augmentation.level_max) for times in LEVELS_TRIED} - {used}
+        ):
+            levels = list(run.settings.aug_level)
+            levels[stage.index - 1] = level
+            settings = replace(non_truncated(run.settings), aug_level=tuple(levels))
+            low_res = chains.lower[stage.index - 1].images()[chains.indices]
+            labels = None if run.labels is None else run.labels[chains.indices]
+            key = key_of(run.key, chains.indices.tolist())
+            source = OracleImages(
+                run.cascade, settings, run.seed, stage.index - 1, low_res, (0, 255), labels, key,
+                f"stage {stage.index} at augmentation level {level:g}", chains.indices,
+            )  # fmt: skip
+            stores = _fill_stages(bench, source, Processes())
+            tried.append(LevelImages(stage.index, level, stores[-1].images()))
+    return tried

@@ -1,0 +1,202 @@
+"""What the figures come to: copies, classes, the stage at fault, and whether FID tells the same as the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas
+from cdm.evaluate.memorisation import Known, Memorisation, memorisation
+from cdm.evaluate.results import Figure
+from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_figures import FAILURES, Judged, figure_of
+from cdm.pipeline.evaluate_pictures import neighbour_pairs, pick
+from cdm.pipeline.generate import ImageStore
+from cdm.pipeline.reference import ROLES, RealImages, pixels_of
+
+IMAGENET = ("inception", "resnet50")
+"""Extractors that are classifiers of ImageNet: what guidance by such a classifier can please without better images."""
+PAIRS_SHOWN = 8
+UNLIKELY = 0.01
+"""Chance below which copying is told."""
+APART = 2.0
+"""Ratios further apart than this tell different stories."""
+
+
+def verdict(figures: Sequence[Figure]) -> dict[str, Any]:
+    """FID's verdict beside those that guidance cannot cheat: how many times as far from the data as real images each
+    distance puts the samples."""
+    rows = []
+    for figure in figures:
+        if figure.metric == "fd" and figure.value is not None and figure.floor is not None and figure.floor > 0:
+            rows.append({"label": f"{figure.label} {figure.hash}", "ratio": figure.value / figure.floor,
+                         "imagenet": figure.extractor in IMAGENET})  # fmt: skip
+    return {"sentence": _agreement(rows), "rows": rows}
+
+
+def _agreement(rows: Sequence[dict[str, Any]]) -> str:
+    imagenet = [row for row in rows if row["imagenet"]]
+    others = [row for row in rows if not row["imagenet"]]
+    told = [f"{row['label'].split(' ')[0]} puts the samples {row['ratio']:.1f} times as far from the data as real ones"
+            for row in rows]  # fmt: skip
+    if not rows:
+        return "No distance has real images' own beside it, so nothing can be said of FID's verdict and the others'."
+    if not imagenet:
+        return f"{'; '.join(told)}. FID was not computed, so there is nothing that it could be at odds with."
+    if not others:
+        return f"{'; '.join(told)}. Nothing that guidance cannot cheat was computed: add --extractors domain."
+    low, high = min(row["ratio"] for row in imagenet), max(row["ratio"] for row in others)
+    if high > APART * low:
+        end = "They disagree: FID is the kinder, and guidance by an ImageNet classifier can please it; trust the others"
+    elif low > APART * high:
+        end = "They disagree: FID is the harsher, which guidance does not explain; look at the samples"
+    else:
+        end = "They agree"
+    return f"{'; '.join(told)}. {end}."
+
+
+def summary(figures: Sequence[Figure], compared: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
+    """The first sentences of the report: the most trusted distance, and what to do."""
+    parts = []
+    first = next((f for metric in ("fd", "kid") for f in figures if f.metric == metric and f.value is not None), None)
+    if first is not None:
+        floor = f", that of real validation images {first.shown_floor}" if first.floor is not None else ""
+        parts.append(f"{first.label} against the {ROLES.get(first.reference, 'real')} images is {first.shown}{floor}.")
+    if "disagree" in compared["sentence"]:
+        parts.append(compared["sentence"])
+    if diagnosis is not None:
+        parts.append(diagnosis["sentence"])
+    return " ".join(parts) or "No distance could be computed; the reasons stand below."
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What the search for copies found, for the report and for the diagnosis."""
+
+    found: Memorisation
+    told: dict[str, Any]
+
+    def pictures(self, bench: Bench, images: ImageStore) -> list[tuple[bytes, str]]:
+        train = bench.inputs.train
+        assert train is not None
+        pairs = self.found.pairs[:PAIRS_SHOWN]
+        samples = pick(bench.inputs.source, images, [pair.sample for pair in pairs])
+        return neighbour_pairs(samples, train, [pair.train for pair in pairs])
+
+
+def find_copies(bench: Bench, judged: Sequence[Judged], images: ImageStore) -> Copies | None:
+    """Nearest training images of samples and of validation images, by the first extractor; on the images kept."""
+    desk, val, train = bench.desk, bench.inputs.val, bench.inputs.train
+    if not bench.request.wants("memorisation"):
+        return None
+    if val is None or train is None or not judged:
+        lacking = "an extractor" if val is not None and train is not None else "validation and training images"
+        desk.leave_out(f"the search for copies needs {lacking}", ["copy_rate"])
+        return None
+    own = judged[0]
+    common = {"extractor": own.extractor.name, "hash": own.extractor.hash, "verified": own.extractor.verified,
+              "generated": images.count, "real": train.count, "reference": "train",
+              "data": train.fingerprint}  # fmt: skip
+    began = time.monotonic()
+    try:
+        found = memorisation(
+            Known(images.images(), own.rows("main")[: images.count]),
+            Known(pixels_of(val), bench.cache.features(val, own.extractor).rows()),
+            Known(pixels_of(train), bench.cache.features(train, own.extractor).rows()),
+        )
+    except FAILURES as error:
+        desk.leave_out(f"failed: {error}", ["copy_rate"], **common)
+        return None
+    seconds = round(time.monotonic() - began, 1)
+    desk.figures.append(figure_of("copy_rate", found.by_features.rate, seconds=seconds, **common))
+    return Copies(found, asdict(found) | {"sentence": copies_sentence(found)})
+
+
+def copies_sentence(found: Memorisation) -> str:
+    """The copy rate in words, beside what chance gives."""
+    own = found.by_features
+    text = (
+        f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the "
+        f"closest {100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
+    )
+    if own.chance < UNLIKELY:
+        return text + f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
+    return text + "no more than chance gives, so no copying is seen."
+
+
+def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:
+    """CAS with both arms, as figures and as a table for the report; None where it does not apply, with its reason."""
+    inputs, desk, request = bench.inputs, bench.desk, bench.request
+    if not request.wants("cas"):
+        return None
+    made, train, val = inputs.source.labels, inputs.train, inputs.val
+    if made is None or not inputs.source.class_names:
+        reason = "CAS needs classes: the judged images have none"
+    elif train is None or train.labels is None:
+        reason = "CAS needs real training images with classes for its real arm (--train-data)"
+    elif val is None or val.labels is None:
+        reason = "CAS needs real validation images with classes"
+    else:
+        generated = Labelled(images.images(), made[: images.count])
+        real = Labelled(pixels_of(train), train.labels), Labelled(pixels_of(val), val.labels)
+        return _cas_figures(bench, generated, *real, val)
+    desk.leave_out(reason, CAS_METRICS)
+    return None
+
+
+CAS_METRICS = ("cas_top1", "cas_top5", "cas_real_top1", "cas_real_top5")
+
+
+def _cas_figures(
+    bench: Bench, generated: Labelled, train: Labelled, val: Labelled, reference: RealImages
+) -> dict[str, Any] | None:  # fmt: skip
+    common = {"reference": "val", "data": reference.fingerprint}
+
+    def told(what: str, share: float) -> None:
+        bench.progress(f"CAS: {what}", round(1000 * share), 1000)
+
+    began = time.monotonic()
+    try:
+        found = cas(
+            generated, train, val, class_names=bench.inputs.source.class_names, folder=bench.work / "cas",
+            device=bench.device, told=told,
+        )  # fmt: skip
+    except FAILURES as error:
+        bench.desk.leave_out(f"failed: {error}", CAS_METRICS, **common)
+        return None
+    if isinstance(found, NotApplicable):
+        bench.desk.leave_out(f"CAS does not apply: {found.reason}", CAS_METRICS, **common)
+        return None
+    seconds = time.monotonic() - began
+    common |= {"generated": found.images, "real": found.val_images, "seconds": round(seconds, 1)}
+    for arm, name in ((found.generated, "cas"), (found.real, "cas_real")):
+        for top, estimate in (("top1", arm.top1), ("top5", arm.top5)):
+            if top == "top1" or found.top == 5:
+                bench.desk.figures.append(figure_of(f"{name}_{top}", estimate, **common))
+    return _cas_told(found)
+
+
+def _cas_told(found: CasResult) -> dict[str, Any]:
+    """What the report shows of it, in JSON types."""
+    scored = [score for score in found.per_class if score.generated and score.real]
+    beaten = (
+        f" Better than real in: {', '.join(found.beats)}." if found.beats else " In no class better than real ones."
+    )
+    return {
+        "sentence": found.sentence + beaten,
+        "class_names": [score.name for score in scored],
+        "generated": [score.generated.value for score in scored if score.generated],
+        "real": [score.real.value for score in scored if score.real],
+        "beats": list(found.beats),
+        "network": found.net,
+        "side": found.side,
+        "images": found.images,
+        "steps": found.steps,
+        "seeds": list(found.seeds),
+        "per_seed": {"generated": list(found.generated.per_seed), "real": list(found.real.per_seed)},
+        "ceiling": found.ceiling,
+        "converged": found.converged,
+        "hashes": found.hashes,
+    }

@@ -1,0 +1,261 @@
+"""What ``cdm evaluate`` was given: the images to judge, and the real ones, checked against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdm.artifacts import load_json
+from cdm.cascade import Cascade, load_config
+from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
+from cdm.data.source import LETTERS_SPEC, open_source
+from cdm.data.split import split_rows
+from cdm.errors import UserError
+from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest
+from cdm.pipeline.generate import RunImages
+from cdm.pipeline.image_source import FileImages, ImageSource, class_shares, is_npz, labels_in_turn, open_files
+from cdm.pipeline.npz_source import GivenStats, NpzImages, read_npz_array, read_npz_stats
+from cdm.pipeline.reference import RealImages, check_classes, load_array, make_real, shared_images
+from cdm.train.log import counted
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is read before anything is computed.
+
+    run: the cascade where a run is judged. val, train: real images, None where there are none. stats: statistics that
+    stand for the real images of that role. warnings: sentences that the report repeats.
+    """
+
+    source: ImageSource
+    run: RunImages | None
+    val: RealImages | None
+    train: RealImages | None
+    stats: dict[str, GivenStats]
+    subject: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """For the report."""
+        told: dict[str, dict[str, Any]] = {}
+        for role, real in (("val", self.val), ("train", self.train)):
+            if real is not None:
+                told[role] = {"where": real.where, "count": real.count, "fingerprint": real.fingerprint,
+                              "size": real.shape[-1], "classes": len(real.class_names)}  # fmt: skip
+            elif role in self.stats:
+                given = self.stats[role]
+                told[role] = {"where": given.where, "count": 0, "fingerprint": given.fingerprint, "statistics": True}
+        return told
+
+
+def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
+    """Read what was named. Raises ``UserError`` for what does not fit together, before anything is computed."""
+    config = _run_config(request)
+    given: FileImages | NpzImages | None = None
+    if config is None:
+        _refuse_sampling(request)
+        given = _open_images(request)
+        channels, size, _ = given.shape
+        names, like = given.class_names, None
+    else:
+        channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
+    notes: list[str] = []
+    training = _training(request) if config is not None else {}
+    real, stats = _real_sides(request, training, _Form(size, channels, like, names), say, notes)
+    val, train = real.get("val"), real.get("train")
+    source: ImageSource
+    if config is not None:
+        source, common = _run_images(request, config, val or train, notes), names
+    else:
+        assert given is not None
+        source, common = _same_classes(given, val, train)
+    val, train = (_with_classes(real, common, notes) for real in (val, train))
+    if val is not None and train is not None:
+        _warn_of_shared(val, train, notes)
+    for note in notes:
+        say(f"warning: {note}")
+    run = source if isinstance(source, RunImages) else None
+    return Inputs(source, run, val, train, stats, _subject(request, source), tuple(notes))
+
+
+def _run_config(request: EvaluateRequest) -> CascadeConfig | None:
+    subject = Path(request.subject)
+    return load_config(subject) if (subject / "cascade.json").exists() else None
+
+
+def _refuse_sampling(request: EvaluateRequest) -> None:
+    """Options that only a run can follow."""
+    for flag in ("steps", "sampler", "aug_level", "hand_over"):
+        if getattr(request, flag) is not None:
+            raise UserError(
+                f"got --{flag.replace('_', '-')}, but {request.subject} is no run folder; expected it where images "
+                "are generated: leave it out."
+            )
+
+
+def _open_images(request: EvaluateRequest) -> FileImages | NpzImages:
+    if is_npz(request.subject):
+        return NpzImages(Path(request.subject), request.num)
+    return open_files(request.subject, request.num)
+
+
+def _training(request: EvaluateRequest) -> dict[str, Any]:
+    """What the run recorded of its training data; empty where it recorded nothing."""
+    return load_json(Path(request.subject) / "cascade.json").get("training", {})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What real images are brought to: the judged ones' size and channels, the run's bit depth and classes."""
+
+    size: int
+    channels: int
+    like: DataConfig | None
+    class_names: tuple[str, ...]
+
+
+def _real_sides(
+    request: EvaluateRequest, training: dict[str, Any], form: _Form, say: Say, notes: list[str]
+) -> tuple[dict[str, RealImages], dict[str, GivenStats]]:
+    """Validation and training images by role, and the statistics that stand for them or go before them."""
+    real: dict[str, RealImages] = {}
+    stats: dict[str, GivenStats] = {}
+    held_out = _held_out_of(request, training)
+    train = request.train_data or _recorded(training, say)
+    for role, spec in (("val", request.data), ("train", train)):
+        if spec is None:
+            notes.append(
+                "no training images: figures against them and the search for copies are left out (--train-data)"
+            )
+        elif is_npz(spec):
+            _read_npz(role, Path(spec), form, real, stats)
+        else:
+            array = load_array(spec, form.size, form.channels, form.like, say)
+            rows = None
+            if role == "val" and held_out:
+                rows = split_rows(array.names, array.labels, held_out)[1]
+                said = counted(len(rows), "image")
+                say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
+            elif role == "train" and request.train_data is None:
+                rows = split_rows(array.names, array.labels, _fraction(training))[0]
+            real[role] = make_real(role, spec, array, rows)
+    return real, stats
+
+
+def _read_npz(
+    role: str, path: Path, form: _Form, real: dict[str, RealImages], stats: dict[str, GivenStats]
+) -> None:  # fmt: skip
+    given = read_npz_stats(path)
+    array = read_npz_array(path, form.size, form.channels, form.class_names)
+    if given is not None:
+        stats[role] = given
+    if array is not None:
+        real[role] = make_real(role, str(path), array)
+
+
+def _fraction(training: dict[str, Any]) -> float:
+    """Share of the training data that the run held out."""
+    options = training.get("options", {})
+    return 0.0 if options.get("val") else options.get("val_fraction", 0.0)
+
+
+def _recorded(training: dict[str, Any], say: Say) -> str | None:
+    """The training data that the run was made of, if it is still there and still the same."""
+    spec = training.get("data")
+    if not spec:
+        return None
+    if spec != LETTERS_SPEC and not Path(spec).expanduser().exists():
+        say(f"the training images are not at {spec} any more; name them with --train-data")
+        return None
+    if open_source(spec).fingerprint != training.get("fingerprint"):
+        say(f"the images at {spec} are not those of the training any more: left out; --train-data takes them anyway")
+        return None
+    return spec
+
+
+def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> float:
+    """The share held out, where --data is the very data that the run was trained on; else 0."""
+    if not _fraction(training) or is_npz(request.data) or request.train_data:
+        return 0.0
+    same = os.path.abspath(request.data) == os.path.abspath(training["data"]) or request.data == training["data"]
+    return _fraction(training) if same and open_source(request.data).fingerprint == training["fingerprint"] else 0.0
+
+
+def _run_images(
+    request: EvaluateRequest, config: CascadeConfig, real: RealImages | None, notes: list[str]
+) -> RunImages:
+    """The run as a source; classes come as often as they do in the real images."""
+    asked = Cascade(config, ())
+    settings: SamplingConfig = asked.settings(
+        steps=request.steps, sampler=request.sampler, hand_over=request.hand_over,
+        aug_level=None if request.aug_level is None else _levels(request.aug_level),
+    )  # fmt: skip
+    cascade = Cascade.load(request.subject, weights=request.weights, device=request.device, precision=request.precision)
+    count = request.num or max(DEFAULT_NUM[0], min(DEFAULT_NUM[1], 0 if real is None else real.count))
+    labels = None
+    if config.num_classes:
+        known = None
+        if real is not None:
+            known = check_classes(real.array, config.class_names, real.where).labels
+            known = None if known is None else known[real.rows]
+        labels = labels_in_turn(class_shares(known, config.num_classes), count)
+        lacking = [] if known is None else sorted(set(range(config.num_classes)) - set(known.tolist()))
+        if lacking:
+            named = ", ".join(config.class_names[i] for i in lacking[:8])
+            notes.append(f"{real.where if real else ''} has no image of {named}: none is generated of these classes")
+    return RunImages(cascade, settings, request.seed, labels, count, f"{Path(request.subject).resolve().name}")
+
+
+def _same_classes(
+    source: FileImages | NpzImages, val: RealImages | None, train: RealImages | None
+) -> tuple[ImageSource, tuple[str, ...]]:
+    """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack."""
+    real = tuple(sorted({name for side in (val, train) if side is not None for name in side.class_names}))
+    if not real or source.labels is None:
+        return source.with_classes(()), real
+    return source.with_classes(real), real
+
+
+def _levels(levels: tuple[float, ...]) -> float | tuple[float, ...]:
+    return levels[0] if len(levels) == 1 else levels
+
+
+def _with_classes(real: RealImages | None, names: tuple[str, ...], notes: list[str]) -> RealImages | None:
+    """Labelled by the same list on all sides."""
+    if real is None:
+        return None
+    array = check_classes(real.array, names, real.where)
+    if names and array.labels is None:
+        notes.append(f"the {real.what} have no class folders: what needs their classes is left out")
+    return RealImages(real.role, real.where, array, real.rows, real.digests)
+
+
+def _warn_of_shared(val: RealImages, train: RealImages, notes: list[str]) -> None:
+    shared = shared_images(val, train)
+    if shared == val.count:
+        notes.append(
+            "the validation images are training images, every one: figures on them cannot show over-fitting or "
+            "copying; expected images kept from training"
+        )
+    elif shared:
+        notes.append(f"{shared:,} of {val.count:,} validation images are training images too, pixel by pixel")
+
+
+def _subject(request: EvaluateRequest, source: ImageSource) -> dict[str, Any]:
+    path = Path(request.subject).resolve()
+    told = {"name": path.name, "where": request.subject, "count": source.count, "size": source.shape[-1],
+            "channels": source.shape[0], "classes": len(source.class_names)}  # fmt: skip
+    if not isinstance(source, RunImages):
+        return told | {"kind": "images", "hash": "", "fingerprint": source.key[:12]}
+    settings = source.settings
+    words = f"{settings.sampler}, steps {','.join(map(str, settings.steps))}, {settings.hand_over}, seed {source.seed}"
+    if settings.aug_level:
+        words += f", augmentation level {','.join(f'{level:g}' for level in settings.aug_level)}"
+    return told | {"kind": "run", "hash": source.cascade.hash, "fingerprint": source.key[:12], "settings": words,
+                   "seed": source.seed, "sampling": to_dict(settings), "weights": request.weights}  # fmt: skip

@@ -1,0 +1,130 @@
+"""ADM's ``.npz`` files as images to judge, as real images, and as statistics that stand for them."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cdm.data.image_array import ImageArray
+from cdm.errors import UserError
+from cdm.evaluate.npz import SAMPLES, is_reference, open_images, read_reference
+from cdm.evaluate.stats import FeatureStats
+from cdm.pipeline.image_source import ClassIndex, Images, check_count, key_of, unlike_classes
+
+CHUNK = 256  # images read at a time
+
+
+class NpzImages:
+    """Images of a sample batch, read forwards: a block before the last one begins the file anew."""
+
+    def __init__(self, path: Path, count: int | None, class_names: tuple[str, ...] = ()) -> None:
+        self._file = open_images(path)
+        channels, height, width = self._file.shape
+        if height != width:
+            raise UserError(f"the images of {path} are {width}x{height} pixels; expected squares: crop them.")
+        self.what = str(path)
+        self.shape = (channels, height, width)
+        self.count = self._file.count if count is None else check_count(count, self._file.count, str(path))
+        self.class_names = class_names
+        self._chunks: Iterator[Images] = iter(())
+        self._at, self._held = -1, torch.empty(0, *self.shape, dtype=torch.uint8)
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
+        """Of the file's content, as its archive sums it."""
+        with zipfile.ZipFile(self._file.path) as archive:
+            sums = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+        return key_of("npz", hashlib.sha256(repr(sums).encode()).hexdigest())
+
+    @property
+    def labels(self) -> ClassIndex | None:
+        """None without names for them."""
+        return self._file.labels[: self.count] if self._file.labels is not None and self.class_names else None
+
+    def with_classes(self, class_names: tuple[str, ...]) -> NpzImages:
+        """Numbers called by name. Raises ``UserError`` for a number that has none."""
+        labels = self._file.labels
+        if class_names and labels is not None and not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise unlike_classes(self.what, str(int(labels.max())), class_names)
+        return NpzImages(self._file.path, self.count, class_names)
+
+    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
+        return (self.block(start, stop),)
+
+    def block(self, start: int, stop: int) -> Images:
+        first, last = start // CHUNK, (stop - 1) // CHUNK
+        found = torch.cat([self._chunk(number) for number in range(first, last + 1)])
+        return found[start - first * CHUNK : stop - first * CHUNK]
+
+    def _chunk(self, number: int) -> Images:
+        if number < self._at or self._at < 0:
+            self._chunks, self._at = self._file.blocks(CHUNK), -1
+        while self._at < number:
+            self._held, self._at = next(self._chunks), self._at + 1
+        return self._held
+
+
+@dataclass(frozen=True)
+class GivenStats:
+    """Reference statistics of Inception's features. ``count``: 0 where the file does not tell it."""
+
+    where: str
+    fingerprint: str
+    count: int
+    main: FeatureStats
+    spatial: FeatureStats | None
+
+    def of(self, name: str) -> FeatureStats:
+        """Statistics of the features ``name``."""
+        found = self.main if name == "main" else self.spatial
+        if found is None:
+            raise UserError(f"{self.where} has no spatial statistics (mu_s, sigma_s); expected them for sFID.")
+        return found
+
+
+def read_npz_stats(path: Path) -> GivenStats | None:
+    """The statistics in the file, if it has any."""
+    if not is_reference(path):
+        return None
+    found = read_reference(path)
+    digest = hashlib.sha256(found.main.mean.tobytes() + found.main.cov.tobytes()).hexdigest()
+    return GivenStats(str(path), digest[:12], found.main.count, found.main, found.spatial)
+
+
+def read_npz_array(path: Path, size: int, channels: int, class_names: tuple[str, ...]) -> ImageArray | None:
+    """The images in the file, if it has any, all in memory. ``class_names``: what its labels number; by default they
+    are called by their numbers."""
+    if is_reference(path) and not _has_images(path):
+        return None
+    file = open_images(path)
+    if file.shape != (channels, size, size):
+        got, wanted = "x".join(map(str, file.shape)), f"{channels}x{size}x{size}"
+        raise UserError(
+            f"the images of {path} are {got} (channels, height, width), those judged are {wanted}; expected one size."
+        )
+    images = torch.cat(list(file.blocks(CHUNK))).numpy()
+    names = class_names
+    if file.labels is not None:
+        names = class_names or tuple(str(i) for i in range(int(file.labels.max()) + 1))
+        if not 0 <= file.labels.min() <= file.labels.max() < len(names):
+            raise unlike_classes(str(path), str(int(file.labels.max())), names)
+    labels = file.labels if names else None
+    told = hashlib.sha256(images.tobytes()).hexdigest()
+    paths = tuple(f"{i}.npy" for i in range(len(images)))
+    return ImageArray(np.ascontiguousarray(images), labels, names if labels is not None else (), paths, told)
+
+
+def _has_images(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return f"{SAMPLES}.npy" in archive.namelist()

@@ -1,0 +1,137 @@
+"""``cdm evaluate --save``: the judged images as a folder, a zip or ADM's ``.npz``."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from PIL import Image as PILImage
+
+from cdm.artifacts import make_folder, write_atomic
+from cdm.config import to_dict
+from cdm.data.save import read_png_info, save_png, suffix_for
+from cdm.errors import UserError
+from cdm.evaluate.npz import write_images
+from cdm.pipeline.evaluate_figures import Ledger
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.generate import ImageStore, RunImages
+from cdm.pipeline.image_source import Images, ImageSource, key_of
+from cdm.runtime import precision_name
+from cdm.train.log import counted
+
+Say = Callable[[str], None]
+
+
+def file_name(source: ImageSource, i: int, prefix: str = "image") -> str:
+    """``A/A-000012.png``, or ``image-000012.png`` without classes: what ``cdm train`` and ``cdm evaluate`` read."""
+    suffix = suffix_for(source.shape[0], 8)
+    if source.labels is None or not source.class_names:
+        return f"{prefix}-{i:06d}{suffix}"
+    name = source.class_names[source.labels[i]]
+    return f"{name}/{name}-{i:06d}{suffix}"
+
+
+ARCHIVES = (".zip", ".npz")
+
+
+def _key(request: EvaluateRequest, source: ImageSource) -> str:
+    """Names an archive that this evaluation has written, so that the next call does not take it for another's."""
+    return key_of("saved", str(Path(request.save or "").resolve()), source.key, source.count)
+
+
+def check_save(request: EvaluateRequest, source: ImageSource, ledger: Ledger) -> None:
+    """Refuse a ``--save`` that would overwrite something else, before anything is computed."""
+    if request.save is None:
+        return
+    path = Path(request.save)
+    if path.suffix in ARCHIVES:
+        if path.exists() and not request.force and ledger.get(_key(request, source)) is None:
+            raise UserError(f"{path} exists already; use --force to overwrite it, or another --save.")
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"--save {path} is a file; expected a folder to make, or a name that ends in .zip or .npz.")
+
+
+class FolderSink:
+    """One file per image; those that an earlier call left, of the same images, are kept."""
+
+    stage = -1
+
+    def __init__(self, folder: Path, request: EvaluateRequest, source: ImageSource, run: RunImages | None) -> None:
+        self.folder, self.source, self.force = folder, source, request.force
+        self._names = [file_name(source, i) for i in range(source.count)]
+        self._told: dict[str, Any] = {"made_by": "cdm evaluate", "images": source.key}
+        if run is not None:
+            self._told |= {
+                "run": request.subject,
+                "seed": request.seed,
+                "settings": to_dict(run.settings),
+                "weights": request.weights,
+                "weights_hash": run.cascade.hash,
+                "precision": precision_name(run.cascade.stages[0].denoiser.dtype),
+            }
+
+    def missing(self) -> Int64[np.ndarray, " m"]:
+        """Raises ``UserError`` for a file of other images, without ``--force``."""
+        there = [(self.folder / name).exists() for name in self._names]
+        for i in np.flatnonzero(there).tolist():
+            if self._of_these(self.folder / self._names[i]):
+                continue
+            if not self.force:
+                raise UserError(
+                    f"{self.folder / self._names[i]} exists already and is of other images; use --force to overwrite, "
+                    "or another --save."
+                )
+            there[i] = False
+        return np.flatnonzero(~np.array(there, dtype=bool))
+
+    def _of_these(self, path: Path) -> bool:
+        try:
+            return read_png_info(path).get("images") == self.source.key
+        except UserError:
+            return False
+
+    def write(self, indices: Int64[np.ndarray, " b"], images: Images) -> None:
+        for i, image in zip(indices.tolist(), images, strict=True):
+            path = self.folder / self._names[i]
+            make_folder(path.parent)
+            named = None if self.source.labels is None else self.source.class_names[self.source.labels[i]]
+            save_png(path, image, self._told | {"class": named, "index": i})
+
+
+def pack(request: EvaluateRequest, source: ImageSource, store: ImageStore, ledger: Ledger, say: Say) -> None:
+    """Write the archive in one go from the images kept in the working folder, unless an earlier call did."""
+    if request.save is None:
+        return
+    path = Path(request.save)
+    if path.suffix in ARCHIVES and not (path.exists() and ledger.get(_key(request, source))):
+        make_folder(path.parent)
+        if path.suffix == ".zip":
+            write_atomic(path, lambda file: _write_zip(file, source, store.images()))
+        else:
+            write_images(path, _blocks(store), source.count, source.shape, source.labels)
+        ledger.put(_key(request, source), True)
+    say(f"{counted(source.count, 'image')} saved in {path}")
+
+
+def _blocks(store: ImageStore) -> Iterator[Images]:
+    images = store.images()
+    for start in range(0, len(images), 256):
+        yield torch.from_numpy(images[start : start + 256])
+
+
+def _write_zip(file: Any, source: ImageSource, images: np.ndarray) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        for i, image in enumerate(images):
+            buffer = io.BytesIO()
+            if suffix_for(len(image), 8) == ".npy":
+                np.save(buffer, image.transpose(1, 2, 0), allow_pickle=False)
+            else:
+                pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+                PILImage.fromarray(pixels).save(buffer, "PNG")
+            archive.writestr(file_name(source, i), buffer.getvalue())

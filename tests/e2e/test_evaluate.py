@@ -1,0 +1,415 @@
+"""``cdm evaluate`` as a user runs it: a run or images in, a report out; again after a kill; on two processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from tests.browser import look
+from tests.e2e.command import TIMEOUT_S, environment, refused, run, run_here, succeeded
+from tests.e2e.conftest import made_once, write_images
+
+from cdm.evaluate.results import load_report
+
+QUICK = ("--steps", "2,2", "--batch-size", "8")
+EXTRACTOR = '''
+import torch
+
+def blocks(images):
+    """12 numbers: the mean of each channel in each quarter."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+def constant(images):
+    return torch.ones(len(images), 4)
+'''
+
+
+@pytest.fixture(scope="session")
+def real(shared):
+    """Real images: 20 of each class to train on, 16 to validate on; and a quick extractor."""
+
+    def make(folder):
+        for part, seed in (("train", 0), ("val", 2)):
+            for number, name in enumerate(("cat", "dog")):
+                write_images(folder / part / name, 20 if part == "train" else 16, seed=seed + number)
+        (folder / "own.py").write_text(EXTRACTOR)
+
+    return made_once(shared, "real", make)
+
+
+@pytest.fixture
+def own(real):
+    return ("--extractors", f"custom:{real / 'own.py'}:blocks")
+
+
+@pytest.fixture(scope="session")
+def evaluated(shared, trained, real):
+    """The whole of it, once: a run of two stages with its own domain extractor."""
+
+    def make(folder):
+        out = folder / "out"
+        ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--out",
+                  out, *QUICK, "--save", folder / "images",
+                  env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
+        (folder / "said").write_text(str(ran))
+        assert ran.code == 0 and not ran.err, ran
+
+    return made_once(shared, "evaluated", make)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def values(folder):
+    """Every computed figure by what it is."""
+    return {figure.key: figure.value for figure in load_report(folder).computed}
+
+
+# ---- the whole of it -------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_figure_is_there_or_has_its_reason(evaluated):
+    report = load_report(evaluated / "out")
+    computed = {figure.metric for figure in report.computed}
+    assert computed >= {"kid", "precision", "recall", "density", "coverage"}
+    for figure in report.computed:
+        assert figure.generated and figure.interval, figure
+        assert not figure.extractor or len(figure.hash) == 12
+    reasons = " ".join(figure.reason for figure in report.missing)
+    assert "FD on domain needs 1,280 images on both sides and has 36 generated" in reasons
+    assert report.memorisation and report.diagnosis and report.verdict
+    assert {figure.reference for figure in report.computed if figure.metric == "kid"} == {"val", "train"}
+
+
+def test_missing_weights_are_listed_with_the_file_and_its_place(evaluated):
+    found = [figure for figure in load_report(evaluated / "out").missing if figure.extractor == "inception"]
+    assert {figure.metric for figure in found} >= {"fd", "sfid", "is"}
+    assert all("weights-inception-2015-12-05-6726825d.pth" in figure.reason for figure in found)
+    assert all("--extractor-weights" in figure.reason for figure in found)
+
+
+def test_too_few_images_are_said_at_once(evaluated):
+    said = (evaluated / "said").read_text()
+    assert "not computed: FD-domain: FD on domain needs 1,280" in said and "go by KID" in said
+    assert "report.html" in said
+
+
+def test_images_are_kept_as_asked(evaluated):
+    files = sorted((evaluated / "images").rglob("*.png"))
+    assert len(files) == 36 and {path.parent.name for path in files} == {"cat", "dog"}
+    assert PILImage.open(files[0]).size == (16, 16)
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_in_a_browser(evaluated, width, tmp_path):
+    seen = look(evaluated / "out" / "report.html", tmp_path, width)
+    assert seen.console == [] and seen.screenshot.stat().st_size > 5000
+    assert seen.found["images"] >= 4 and seen.found["broken"] == 0
+    assert seen.found["width"] <= width and seen.found["font"] >= 12
+    assert "KID" in seen.found["text"] and "Not computed" in seen.found["text"]
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, real, own, cache, tmp_path, capsys):
+    common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
+    folder = ("evaluate", evaluated / "images", *common, "--out", tmp_path / "folder")
+    succeeded(run_here(capsys, *folder, "--save", tmp_path / "images.zip"), "36 images saved in")
+    succeeded(run_here(capsys, "evaluate", tmp_path / "images.zip", *common, "--out", tmp_path / "zip", "--save",
+                       tmp_path / "images.npz"), "reused from an earlier evaluation")  # fmt: skip
+    succeeded(run_here(capsys, "evaluate", tmp_path / "images.npz", *common, "--out", tmp_path / "npz"))
+    assert len(values(tmp_path / "folder")) == 5
+    assert values(tmp_path / "folder") == values(tmp_path / "zip") == values(tmp_path / "npz")
+    with np.load(tmp_path / "images.npz") as made:
+        assert made["arr_0"].shape == (36, 16, 16, 3) and sorted(set(made["arr_1"].tolist())) == [0, 1]
+
+
+def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tmp_path, capsys, monkeypatch):
+    again = (
+        "evaluate",
+        evaluated / "images",
+        "--data",
+        real / "val",
+        "--metrics",
+        "kid",
+        *own,
+        "--out",
+        tmp_path / "o",
+    )
+    succeeded(run_here(capsys, *again))
+    before = values(tmp_path / "o")
+    monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *_: pytest.fail("computed twice"))
+    monkeypatch.setattr("cdm.pipeline.image_source.FileImages.block", lambda *_: pytest.fail("read twice"))
+    succeeded(run_here(capsys, *again))
+    assert values(tmp_path / "o") == before
+
+
+def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cache, tmp_path, capsys):
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "fd", *own, "--force",
+                   "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "FD-blocks", " !")
+    assert load_report(tmp_path / "out").find("fd").forced
+
+
+# ---- interruption and processes --------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_evaluation_goes_on(trained, real, own, cache, tmp_path, capsys, monkeypatch):
+    """Killed in its third block: the first two are not made again, nor are the files of --save, and the figures are
+    those of an evaluation that never stopped."""
+    from cdm.pipeline import generate
+
+    command = ("evaluate", trained.folder, "--data", real / "val", "-n", 28, "--metrics", "kid,prdc", *own, *QUICK)
+    succeeded(run_here(capsys, *command, "--out", tmp_path / "whole"))
+    make, blocks = generate.RunImages.stages, []
+
+    def stages(self, start, stop):
+        if start == 16 and len(blocks) == 2:
+            raise KeyboardInterrupt
+        blocks.append(start)
+        return make(self, start, stop)
+
+    monkeypatch.setattr(generate.RunImages, "stages", stages)
+    here = (*command, "--out", tmp_path / "out", "--save", tmp_path / "images")
+    ran = run_here(capsys, *here)
+    assert ran.code == 130 and "give the same command again" in ran.err, ran
+    blocks.append(-1)
+    succeeded(run_here(capsys, *here), "going on: 16 of 28 images are done")
+    assert blocks == [0, 8, -1, 16, 24]
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+    assert len(list((tmp_path / "images").rglob("*.png"))) == 28
+
+
+def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_path, capsys):
+    command = (
+        "evaluate",
+        trained.folder,
+        "--data",
+        real / "val",
+        "-n",
+        28,
+        "--metrics",
+        "kid,prdc,diagnosis",
+        *own,
+        *QUICK,
+    )
+    succeeded(run_here(capsys, *command, "--out", tmp_path / "one"))
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "cdm.cli.main",
+    ]
+    done = subprocess.run([*line, *map(str, command), "--out", str(tmp_path / "two")], capture_output=True, text=True,
+                          env=environment(CDM_CACHE=str(tmp_path / "cache-of-two")), timeout=TIMEOUT_S)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = load_report(tmp_path / "two")
+    assert report.made["processes"] == 2
+    assert done.stdout.count("judging 28 images") == 1  # only the first process talks
+    one = load_report(tmp_path / "one")
+    assert [(f.key, f.value, f.low, f.high) for f in report.computed] == [
+        (f.key, f.value, f.low, f.high) for f in one.computed
+    ]
+    assert report.diagnosis == one.diagnosis
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_images_given_as_validation_are_warned_of(evaluated, real, own, cache, tmp_path, capsys):
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "train", "--train-data", real / "train",
+                   "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "warning: the validation images are training images, every one")
+    assert "every one" in load_report(tmp_path / "out").warnings[0]
+
+
+def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path, capsys):
+    mixed = shutil.copytree(real / "val", tmp_path / "mixed")
+    shutil.copy(real / "train" / "cat" / "03.png", mixed / "cat" / "another-name.png")
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", mixed, "--train-data", real / "train",
+                   "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "validation images are training images too, pixel by pixel")
+
+
+def test_a_dry_run_writes_nothing(trained, real, tmp_path, capsys):
+    ran = run_here(capsys, "evaluate", trained.folder, "--data", real / "val", "--out", tmp_path / "out", "--dry-run")
+    succeeded(ran, "2,048 images", "nothing was written")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "images.npz", **arrays)
+    return folder / "images.npz"
+
+
+def pictures(folder, count=12, **options):
+    write_images(folder / "made" / "cat", count, **({"width": 16, "height": 16} | options))
+    return folder / "made"
+
+
+def too_few_samples(folder, real):
+    return (pictures(folder), "--metrics", "fd"), ("FD on blocks needs 120 images", "12 generated", "--force")
+
+
+def size_mismatch(folder, real):
+    made = pictures(folder)
+    PILImage.new("RGB", (24, 24)).save(made / "cat" / "zz.png")
+    return (made,), ("zz.png", "24x24", "16x16", "expected all of one square size")
+
+
+def images_larger_than_the_real_ones(folder, real):
+    return (pictures(folder, width=64, height=64),), ("smaller than 64",)
+
+
+def different_classes(folder, real):
+    write_images(folder / "made" / "cow", 12, width=16, height=16)
+    return (folder / "made",), ("'cow'", "cat, dog", "same classes")
+
+
+def wrong_keys(folder, real):
+    return (npz(folder, images=np.zeros((12, 16, 16, 3), np.uint8)),), ("arr_0",)
+
+
+def wrong_dtype(folder, real):
+    return (npz(folder, arr_0=np.zeros((12, 16, 16, 3), np.int32)),), ("int32", "uint8")
+
+
+def nan_pixels(folder, real):
+    return (npz(folder, arr_0=np.full((12, 16, 16, 3), np.nan, np.float32)),), ("float32", "uint8")
+
+
+def objects(folder, real):
+    return (npz(folder, arr_0=np.array([{"a": 1}, None], dtype=object)),), ("object",)
+
+
+def zero_variance(folder, real):
+    return (pictures(folder), "--extractors", f"custom:{real / 'own.py'}:constant"), (
+        "the same features",
+        "zero variance",
+    )
+
+
+def corrupted_weights(folder, real):
+    (folder / "weights.pth").write_bytes(b"not a weight file")
+    return (
+        (pictures(folder), "--extractors", "inception", "--extractor-weights", f"inception={folder / 'weights.pth'}"),
+        ("weights.pth",),
+    )
+
+
+def unknown_metric(folder, real):
+    return (pictures(folder), "--metrics", "fdi"), ("unknown metric 'fdi'", "did you mean 'fd'")
+
+
+def unknown_extractor(folder, real):
+    return (pictures(folder), "--extractors", "incepton"), ("unknown extractor 'incepton'", "did you mean 'inception'")
+
+
+def missing_callable(folder, real):
+    return (pictures(folder), "--extractors", f"custom:{real / 'own.py'}:nothing"), ("nothing",)
+
+
+def sampling_options_for_images(folder, real):
+    return (pictures(folder), "--steps", "4,4"), ("--steps", "no run folder", "leave it out")
+
+
+def more_images_than_there_are(folder, real):
+    return (pictures(folder), "-n", "99"), ("-n is 99", "has 12 images")
+
+
+def nothing_there(folder, real):
+    return (folder / "nowhere",), ("no data at", "check the path")
+
+
+REFUSED = [
+    too_few_samples, size_mismatch, images_larger_than_the_real_ones, different_classes, wrong_keys, wrong_dtype,
+    nan_pixels, objects, zero_variance, corrupted_weights, unknown_metric, unknown_extractor, missing_callable,
+    sampling_options_for_images, more_images_than_there_are, nothing_there,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
+def test_refused(make, real, own, cache, tmp_path, capsys):
+    arguments, words = make(tmp_path, real)
+    if "--extractors" not in arguments:
+        arguments = (*arguments, *own)
+    refused(run_here(capsys, "evaluate", *arguments, "--data", real / "val", "--out", tmp_path / "out"), *words)
+
+
+def test_diverged_weights_are_told(trained, real, own, cache, tmp_path, capsys, monkeypatch):
+    """NaN pixels from the run itself."""
+    import torch
+
+    from cdm.cascade import Cascade
+
+    load = Cascade.load
+
+    def diverged(*arguments, **options):
+        cascade = load(*arguments, **options)
+        next(cascade.stages[1].net.parameters()).data.fill_(torch.nan)
+        return cascade
+
+    monkeypatch.setattr(Cascade, "load", diverged)
+    ran = run_here(capsys, "evaluate", trained.folder, "--data", real / "val", "-n", 8, *own, *QUICK, "--out", tmp_path)
+    refused(ran, "pixels that are no numbers", "diverged")
+
+
+def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, cache, tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr("cdm.pipeline.evaluate_figures.prdc", fails)
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid,prdc", *own,
+                   "--out", tmp_path / "out")  # fmt: skip
+    succeeded(
+        ran, "not computed: precision, recall, density, coverage: failed: LinAlgError: did not converge", "KID-blocks"
+    )
+    report = load_report(tmp_path / "out")
+    assert {f.metric for f in report.missing} == {"precision", "recall", "density", "coverage"} and report.find("kid")
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+def test_compare_puts_reports_side_by_side(evaluated, real, own, cache, tmp_path, capsys):
+    common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
+    succeeded(run_here(capsys, "evaluate", evaluated / "images", *common, "--out", tmp_path / "made"))
+    succeeded(run_here(capsys, "evaluate", real / "train", *common, "--out", tmp_path / "true"))
+    page = tmp_path / "both.html"
+    compare = ("compare", tmp_path / "made", tmp_path / "true" / "report.json", "--out", page)
+    succeeded(run_here(capsys, *compare), "made", "true", "KID-blocks", "recall", str(page))
+    assert "KID-blocks" in page.read_text()
+    refused(run_here(capsys, *compare), "both.html exists already", "--force")
+
+
+def no_report(folder):
+    return (folder / "a", folder / "b"), ("no report at", "cdm evaluate")
+
+
+def one_report(folder):
+    return (folder / "a",), ("fewer than two reports",)
+
+
+def damaged_report(folder):
+    (folder / "report.json").write_text(json.dumps({"kind": "evaluation"}))
+    return (folder, folder), ("is damaged",)
+
+
+@pytest.mark.parametrize("make", [no_report, one_report, damaged_report], ids=lambda make: make.__name__)
+def test_compare_refuses(make, tmp_path, capsys):
+    arguments, words = make(tmp_path)
+    refused(run_here(capsys, "compare", *arguments), *words)

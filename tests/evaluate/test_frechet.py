@@ -1,0 +1,97 @@
+"""Fréchet distance against closed forms, and its interval."""
+
+import numpy as np
+import pytest
+
+from cdm.errors import UserError
+from cdm.evaluate import frechet
+from cdm.evaluate.frechet import frechet_distance, frechet_estimate
+from cdm.evaluate.stats import FeatureStats, feature_stats
+
+
+def rotation(dim, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
+
+
+def stats(mean, cov):
+    return FeatureStats(1000, np.asarray(mean, np.float64), np.asarray(cov, np.float64))
+
+
+@pytest.mark.parametrize("rank", [(40, 40), (40, 7), (7, 40), (9, 5), (1, 1), (0, 40), (0, 0)])
+def test_covariances_that_commute(rank):
+    """Along common axes the distance is |mean difference|^2 + the sum of (sigma_a - sigma_b)^2."""
+    rng, axes = np.random.default_rng(1), rotation(40, 2)
+    sigma = [np.where(np.arange(40) < r, rng.uniform(0.5, 3, size=40), 0) for r in rank]
+    mean = rng.normal(size=(2, 40))
+    a, b = (stats(m, (axes * s**2) @ axes.T) for m, s in zip(mean, sigma, strict=True))
+    want = ((mean[0] - mean[1]) ** 2).sum() + ((sigma[0] - sigma[1]) ** 2).sum()
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(want, rel=1e-9)
+
+
+def test_covariances_that_do_not_commute():
+    """An image of a Gaussian under a symmetric positive map T: the distance is tr((T - 1) cov (T - 1)), since T is the
+    optimal transport (Knott & Smith 1984)."""
+    rng = np.random.default_rng(3)
+    root = rng.normal(size=(30, 30))
+    cov = root @ root.T
+    axes = rotation(30, 4)
+    transport = (axes * rng.uniform(0.2, 4, size=30)) @ axes.T
+    step = transport - np.eye(30)
+    want = np.trace(step @ cov @ step)
+    got = frechet_distance(stats(np.zeros(30), cov), stats(np.zeros(30), transport @ cov @ transport))
+    assert got == pytest.approx(want, rel=1e-9)
+
+
+def test_one_direction_each():
+    """Ranks of 1: tr (cov_a cov_b)^(1/2) is |u.v| for cov_a = u u^T and cov_b = v v^T."""
+    u, v = np.random.default_rng(5).normal(size=(2, 50))
+    want = u @ u + v @ v - 2 * abs(u @ v)
+    got = frechet_distance(stats(np.zeros(50), np.outer(u, u)), stats(np.zeros(50), np.outer(v, v)))
+    assert got == pytest.approx(want, rel=1e-9)
+
+
+def test_the_same_statistics_are_at_distance_zero():
+    x = np.random.default_rng(6).normal(size=(20, 60)).astype(np.float32)  # fewer images than features
+    assert frechet_distance(feature_stats(x), feature_stats(x)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_few_images_need_no_large_decomposition():
+    """With fewer images than features the centred rows are the factor; the same distance comes out."""
+    rng = np.random.default_rng(7)
+    real, fake = rng.normal(size=(300, 64)).astype(np.float32), rng.normal(size=(25, 64)).astype(np.float32)
+    reference = feature_stats(real)
+    assert frechet_estimate(reference, fake).value == pytest.approx(
+        frechet_distance(reference, feature_stats(fake)), rel=1e-9
+    )
+
+
+def test_leaving_a_group_out_is_computing_without_it():
+    x = np.random.default_rng(8).normal(3, 1, size=(2111, 5)).astype(np.float32)  # over several blocks, uneven groups
+    for group, left in enumerate(frechet._leave_out(x, feature_stats(x))):
+        direct = feature_stats(np.delete(x, np.s_[group :: frechet.GROUPS], axis=0))
+        assert left.count == direct.count
+        np.testing.assert_allclose(left.mean, direct.mean, rtol=1e-10)
+        np.testing.assert_allclose(left.cov, direct.cov, rtol=1e-8, atol=1e-10)
+
+
+def test_the_interval_covers_what_other_images_would_have_given():
+    """The mean distance over many sets of the same size lies in 95 % of the intervals."""
+    rng = np.random.default_rng(9)
+    reference = stats(np.zeros(4), np.eye(4))
+    estimates = [frechet_estimate(reference, rng.normal(0.3, 1.2, size=(400, 4))) for _ in range(200)]
+    centre = np.mean([e.value for e in estimates])
+    held = np.mean([e.low <= centre <= e.high for e in estimates])
+    assert held > 0.9  # 3 standard errors below 95 %
+    assert "jackknife over 20 groups of images" == estimates[0].method
+
+
+def test_too_few_for_an_interval_is_said():
+    got = frechet_estimate(stats(np.zeros(4), np.eye(4)), np.random.default_rng(0).normal(size=(39, 4)))
+    assert got.low is got.high is None
+    assert got.method == "no interval from 39 images, fewer than 40"
+
+
+def test_different_widths_are_refused():
+    with pytest.raises(UserError, match="4 and of 5 features"):
+        frechet_distance(stats(np.zeros(4), np.eye(4)), stats(np.zeros(5), np.eye(5)))
