@@ -34,7 +34,7 @@ class Features:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-@runtime_checkable
+@runtime_checkable  # for the checks of signatures in tests
 class Extractor(Protocol):
     """Images to features. Features of an image do not depend on the batch that it comes in.
 
