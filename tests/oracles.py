@@ -2,6 +2,7 @@
 there, elsewhere the tests skip."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -57,3 +58,12 @@ def torch_fidelity() -> ModuleType:
     finally:
         for name in stand_in:
             sys.modules.pop(name, None)
+
+
+def torchmetrics() -> ModuleType:
+    """It imports torch-fidelity where that is installed, so that must be imported first, with the stand-in."""
+    if importlib.util.find_spec("torch_fidelity"):
+        torch_fidelity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        return require("torchmetrics", "make install")

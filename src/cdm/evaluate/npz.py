@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def open_images(path: Path) -> NpzImages:
     return NpzImages(path, count, (channels, height, width), _labels(path, count) if LABELS in keys else None)
 
 
-def _with_nan(file: IO[bytes], dtype: np.dtype) -> str:
+def _with_nan(file: zipfile.ZipExtFile, dtype: np.dtype) -> str:
     """Whether there is a NaN among floats, said after the dtype."""
     if dtype.kind != "f":
         return ""
@@ -217,9 +217,10 @@ Header = tuple[tuple[int, ...], bool, np.dtype]
 
 
 @contextmanager
-def _member(path: Path, key: str) -> Iterator[tuple[IO[bytes], Header]]:
+def _member(path: Path, key: str) -> Iterator[tuple[zipfile.ZipExtFile, Header]]:
     """One array's bytes after its header (shape, whether in Fortran order, dtype)."""
     with _opened(path) as archive, archive.open(f"{key}.npy") as file:
+        assert isinstance(file, zipfile.ZipExtFile)
         try:
             version = np.lib.format.read_magic(file)
             reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
@@ -234,14 +235,14 @@ def _member(path: Path, key: str) -> Iterator[tuple[IO[bytes], Header]]:
         yield file, (shape, fortran, dtype)
 
 
-def _read(file: IO[bytes], size: int) -> bytes:
+def _read(file: zipfile.ZipExtFile, size: int) -> bytes:
     content = file.read(size)
     if len(content) != size:
         raise EOFError
     return content
 
 
-def _array(path: Path, key: str) -> np.ndarray[Any, Any]:
+def _array(path: Path, key: str) -> np.ndarray:
     """A whole array; for small ones."""
     with _member(path, key) as (file, (shape, fortran, dtype)):
         flat = np.frombuffer(_read(file, dtype.itemsize * int(np.prod(shape))), dtype)
