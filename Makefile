@@ -25,9 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable '.[tensorboard,eval,dev]'
 	touch $@
 
-# torch-fidelity asks for torchvision, whose wheel is often built for another torch and then breaks what finds it.
+# torch-fidelity asks for torchvision, whose wheel is often built for another torch and then breaks what finds it. Its
+# own wheel has a top-level package "tests", which would hide ours.
 install-oracles: $(STAMP)
 	$(PIP) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
+	rm -rf $(VENV)/lib/python3*/site-packages/tests
 
 demo: $(STAMP)
 	$(BIN)/cdm train builtin:letters --recipe demo --minutes $(MINUTES) --out $(CDM_RUNS)/demo

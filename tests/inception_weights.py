@@ -1,5 +1,6 @@
 """A weights file of the Inception network in its published layout, with made-up numbers."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from cdm.evaluate.extractors import inception
 
 
+@lru_cache(maxsize=1)
 def made_up_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights that keep activations at their size from layer to layer (He et al. 2015), unlike torch's default."""
     with inception._network_module() as module:
@@ -21,7 +23,7 @@ def made_up_state(seed: int = 0) -> dict[str, torch.Tensor]:
             value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
         elif name.endswith("bn.running_mean") or name.endswith("bn.bias"):
             value.normal_(0, 0.1, generator=generator)
-        elif name == "fc.weight":
+        elif name.startswith("fc."):
             value.normal_(0, 0.02, generator=generator)
     return state
 
