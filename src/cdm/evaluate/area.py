@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-Pixels = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"]
-"""Images of one size; an array may be memory-mapped."""
-Classes = Int64[Tensor, " n"] | Int64[np.ndarray, " n"]
+Pixels = UInt8[Tensor, "_ _ _ _"] | UInt8[np.ndarray, "_ _ _ _"]
+"""Images ``[N, C, H, W]`` of one size; an array may be memory-mapped."""
+Classes = Int64[Tensor, "_"] | Int64[np.ndarray, "_"]
 """Class index of each image."""
 
 
