@@ -54,8 +54,8 @@ def evaluated(shared, trained, real):
     def make(folder):
         out = folder / "out"
         quick = "fd,sfid,kid,is,prdc,memorisation,diagnosis"  # CAS has a test of its own
-        ran = run("evaluate", trained.folder, "--metrics", quick, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--out",
-                  out, *QUICK, "--save", folder / "images",
+        ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36,
+                  "--metrics", quick, "--out", out, "--save", folder / "images", *QUICK,
                   env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
         (folder / "said").write_text(str(ran))
         assert ran.code == 0 and not ran.err, ran
