@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.browser import look
 from tests.e2e.command import TIMEOUT_S, environment, refused, run, run_here, succeeded
 from tests.e2e.conftest import made_once, write_images
 
+from cdm.evaluate.cas import cas
 from cdm.evaluate.results import load_report
 
 QUICK = ("--steps", "2,2", "--batch-size", "8")
@@ -51,8 +53,9 @@ def evaluated(shared, trained, real):
 
     def make(folder):
         out = folder / "out"
-        ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--out",
-                  out, *QUICK, "--save", folder / "images",
+        quick = "fd,sfid,kid,is,prdc,memorisation,diagnosis"  # CAS has a test of its own
+        ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36,
+                  "--metrics", quick, "--out", out, "--save", folder / "images", *QUICK,
                   env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
         (folder / "said").write_text(str(ran))
         assert ran.code == 0 and not ran.err, ran
@@ -113,6 +116,27 @@ def test_the_page_in_a_browser(evaluated, width, tmp_path):
     assert seen.found["images"] >= 4 and seen.found["broken"] == 0
     assert seen.found["width"] <= width and seen.found["font"] >= 12
     assert "KID" in seen.found["text"] and "Not computed" in seen.found["text"]
+
+
+def test_classes_are_scored_with_both_arms(evaluated, real, cache, tmp_path, capsys, monkeypatch):
+    """Trained for a few steps only: that the figures, counts and sentence come through."""
+    monkeypatch.setattr("cdm.pipeline.evaluate_findings.cas", partial(cas, steps=1, seeds=(0, 1)))
+    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--train-data", real / "train",
+                   "--metrics", "cas", "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "CAS top-1", "trained on real images")
+    report = load_report(tmp_path / "out")
+    assert {figure.metric for figure in report.computed} == {"cas_top1", "cas_real_top1"}  # two classes have no top-5
+    assert report.cas["class_names"] == ["cat", "dog"] and len(report.cas["generated"]) == 2
+    assert report.cas["sentence"] in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_classes_there_is_no_score_and_the_reason_is_told(evaluated, real, cache, tmp_path, capsys):
+    for path in sorted((evaluated / "images").rglob("*.png")):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "plain" / path.name)
+    ran = run_here(capsys, "evaluate", tmp_path / "plain", "--data", real / "val", "--metrics", "cas", "--out",
+                   tmp_path / "out")  # fmt: skip
+    refused(ran, "CAS needs classes", "report.html")
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Chains:
 
 def pairs_of(
     made: ClassIndex | None, count: int, real: RealImages, most: int
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """Numbers of at most ``most`` generated images and of as many real ones, class by class the same; real images are
     spread evenly over their class."""
     if made is None or real.labels is None:

@@ -145,8 +145,8 @@ class Desk:
                 groups = {"fd": ["fd"], "kid": ["kid"], "prdc": NEIGHBOURHOODS}
                 wanted = [metric for group, own in groups.items() if self.request.wants(group) for metric in own]
                 reason = (
-                    f"failed: {short_name(judged.extractor.name)} gives all {what} images the same features (zero variance); "
-                    "expected images that differ: look at them, or take another extractor"
+                    f"failed: {short_name(judged.extractor.name)} gives all {what} images the same features (zero "
+                    "variance); expected images that differ: look at them, or take another extractor"
                 )
                 if wanted:
                     self.leave_out(reason, wanted, **common)

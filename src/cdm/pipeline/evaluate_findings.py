@@ -64,7 +64,8 @@ def summary(figures: Sequence[Figure], compared: dict[str, Any], diagnosis: dict
     if first is not None:
         floor = f", that of real validation images {first.shown_floor}" if first.floor is not None else ""
         parts.append(f"{first.label} against the {ROLES.get(first.reference, 'real')} images is {first.shown}{floor}.")
-    if "disagree" in compared["sentence"]:
+    said = diagnosis is not None and ["disagreement"] in diagnosis["kinds"]
+    if "disagree" in compared["sentence"] and not said:
         parts.append(compared["sentence"])
     if diagnosis is not None:
         parts.append(diagnosis["sentence"])

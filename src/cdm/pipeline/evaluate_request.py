@@ -89,6 +89,6 @@ def too_few(extractor: str, dim: int, generated: int, real: int) -> str:
         return ""
     side = f"{generated:,} generated" if generated < least else f"{real:,} real"
     return (
-        f"FD on {extractor.rsplit(':', 1)[-1]} needs {least:,} images on both sides and has {side}: go by KID below that "
-        "(--force computes FD all the same, and marks it)"
+        f"FD on {extractor.rsplit(':', 1)[-1]} needs {least:,} images on both sides and has {side}: go by KID below "
+        "that (--force computes FD all the same, and marks it)"
     )

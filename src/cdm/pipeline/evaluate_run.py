@@ -132,9 +132,10 @@ def _domain(bench: Bench) -> Extractor:
     if not bench.processes.first:
         bench.processes.wait()  # the first trains it, the others read it
         return make(images=pixels_of(real))
-    extractor = make(images=pixels_of(real), progress=told)
-    bench.processes.wait()
-    return extractor
+    try:
+        return make(images=pixels_of(real), progress=told)
+    finally:
+        bench.processes.wait()
 
 
 def run_through(

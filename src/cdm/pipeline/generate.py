@@ -6,6 +6,7 @@ after every resume and for every number of images.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class RunImages:
     @property
     def key(self) -> str:
         cascade = self.cascade
-        turn = None if self.labels is None else self.labels[: 4 * len(self.class_names)].tolist()
+        turn = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
         dtype = precision_name(cascade.stages[0].denoiser.dtype)
         return key_of("run", cascade.hash, to_dict(self.settings), self.seed, turn, dtype, cascade.device.type)
 

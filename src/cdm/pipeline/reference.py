@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -151,18 +151,18 @@ class ReferenceCache:
     batch_size: int
     progress: Progress
     say: Say
+    _looked_at: set[str] = field(default_factory=set)
 
     def features(self, real: RealImages, extractor: Extractor) -> FeatureStore:
         """All rows are done when this returns; what an earlier evaluation left is used, and said."""
-        store = FeatureStore.open(
-            make_folder(self.folder / "reference"), _key(real, extractor), real.count, widths(extractor)
-        )
-        left = len(store.missing())
-        if left == 0:
-            named = f"{extractor.name} {extractor.hash}"
-            self.say(f"features of {counted(real.count, 'image').removesuffix('s')}s ({ROLES[real.role]}) by {named}: "
-                     "reused from an earlier evaluation")  # fmt: skip
-        fill(real, [FeatureSink(extractor, store)], self.processes, self.batch_size, self.progress)
+        key = _key(real, extractor)
+        store = FeatureStore.open(make_folder(self.folder / "reference"), key, real.count, widths(extractor))
+        if key not in self._looked_at:
+            self._looked_at.add(key)
+            if not len(store.missing()):
+                named = f"{counted(real.count, f'{ROLES[real.role]} image')} by {extractor.name} {extractor.hash}"
+                self.say(f"features of {named}: reused from an earlier evaluation")
+            fill(real, [FeatureSink(extractor, store)], self.processes, self.batch_size, self.progress)
         return store
 
     def stats(self, real: RealImages, extractor: Extractor, name: str = "main") -> FeatureStats:
