@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -50,11 +51,24 @@ def test_precisions_that_do_not_work(asked, message):
         choose_dtype(asked, CPU)
 
 
+def test_training_knows_no_fp16():
+    """Neither by its list, nor where the device could."""
+    with pytest.raises(UserError, match="unknown precision 'int8'; expected auto, fp32, bf16\\."):
+        choose_dtype("int8", CPU, training=True)
+    for device in (CPU, torch.device("cuda")):
+        with pytest.raises(UserError, match="fp16, whose gradients underflow in training; expected auto, fp32 or bf16"):
+            choose_dtype("fp16", device, training=True)
+    assert choose_dtype("bf16", CPU, training=True) == torch.bfloat16
+
+
 def test_threads():
     before = torch.get_num_threads()
     try:
         assert set_threads(None) == before and set_threads(1) == torch.get_num_threads() == 1
         with pytest.raises(UserError, match="got 0 threads; expected at least 1"):
             set_threads(0)
+        with pytest.raises(UserError, match=r"got 100000000 threads; expected at most \d+ on this machine"):
+            set_threads(100_000_000)
+        assert set_threads(4 * (os.cpu_count() or 1)) >= 4
     finally:
         torch.set_num_threads(before)

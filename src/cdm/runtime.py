@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from cdm.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_THREADS = 4
+"""Per core. More only slow each other down, and far more crash the process."""
 
 
 def choose_device(asked: str | None = None) -> torch.device:
@@ -43,12 +47,17 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where it is fast, float32 elsewhere."""
+def choose_dtype(asked: str, device: torch.device, *, training: bool = False) -> torch.dtype:
+    """``auto``: bf16 where it is fast, float32 elsewhere. ``training``: fp16 is refused."""
     if asked == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    if asked not in PRECISIONS:
-        raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(PRECISIONS)}.")
+    known = [name for name in PRECISIONS if not (training and name == "fp16")]
+    if training and asked == "fp16":
+        raise UserError(
+            f"got precision fp16, whose gradients underflow in training; expected auto, {' or '.join(known)}."
+        )
+    if asked not in known:
+        raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(known)}.")
     if asked == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is not supported on a CPU; expected fp32 or bf16 there: try --precision auto.")
     return PRECISIONS[asked]
@@ -63,5 +72,8 @@ def set_threads(asked: int | None) -> int:
     if asked is not None:
         if asked < 1:
             raise UserError(f"got {asked} threads; expected at least 1.")
+        most = MOST_THREADS * (os.cpu_count() or 1)
+        if asked > most:
+            raise UserError(f"got {asked} threads; expected at most {most} on this machine: leave --threads out.")
         torch.set_num_threads(asked)
     return torch.get_num_threads()

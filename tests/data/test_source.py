@@ -1,5 +1,6 @@
 """Folders and zips: which files are images, which class they have, and what is refused."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_only_one_level_is_stripped(tmp_path):
     assert source.class_names == ("cat",)
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_one_folder_that_is_a_known_class_is_not_stripped(tmp_path, kind):
+    folder = put(tmp_path / "d", "cat/1.png", "cat/2.png")
+    given = folder if kind == "folder" else zipped(folder, tmp_path / "d.zip")
+    assert open_source(given, ("cat", "dog")).class_names == ("cat",)
+    assert open_source(given, ("dog",)).class_names == ()
+    below = put(tmp_path / "e", "top/cat/1.png")
+    assert open_source(below, ("cat", "dog")).class_names == ("cat",)
+
+
 def test_plain_images_have_no_classes(tmp_path):
     source = open_source(put(tmp_path, "b.png", "a.png", "empty/"))
     assert source.class_names == ()
@@ -101,6 +112,36 @@ def test_folder_links_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "d" / "cat").symlink_to(tmp_path / "far")
     (tmp_path / "d" / "dog" / "loop").symlink_to(tmp_path / "d")
     assert [e.path for e in open_source(tmp_path / "d").entries] == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pictures_that_are_not_read_are_skipped_and_named(tmp_path, kind):
+    folder = put(tmp_path / "d", "top/cat/1.png", "top/dog/1.png")
+    for name in ("cat/photo.HEIC", "cat/.hidden.heic", "dog/logo.svg", "dog/notes.txt"):
+        (folder / "top" / name).write_text("x")
+    source = open_source(folder if kind == "folder" else zipped(folder, tmp_path / "d.zip"))
+    assert [entry.path for entry in source.entries] == ["cat/1.png", "dog/1.png"]
+    assert source.skipped == (
+        ("cat/photo.HEIC", ".heic files are not read; convert it to PNG or JPEG"),
+        ("dog/logo.svg", ".svg files are not read; convert it to PNG or JPEG"),
+    )
+
+
+def test_link_to_nowhere_is_skipped_and_named(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(tmp_path)
+    assert len(source) == 2
+    assert source.skipped == (("cat/gone.png", "cannot be read: No such file or directory"),)
+
+
+def test_class_folder_of_pictures_that_are_not_read_alone(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/")
+    (tmp_path / "dog" / "photo.heic").write_text("x")
+    with pytest.raises(
+        UserError, match=r"'dog' .* has no images \('dog/photo.heic': .heic files are not read; convert"
+    ):
+        open_source(tmp_path)
 
 
 def test_missing_path(tmp_path):
@@ -139,6 +180,14 @@ def test_class_folder_without_images_is_named(tmp_path, kind):
 def test_loose_images_beside_class_folders(tmp_path):
     with pytest.raises(UserError, match=r"mixes loose images \('preview.png'\) with class folders \('ant'\)"):
         open_source(put(tmp_path, *LAYOUT, "preview.png"))
+
+
+def test_class_folder_whose_name_is_no_utf8_is_named(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UserError, match=r"class folder 'caf\\udce9' .* is no UTF-8; .* rename the folder") as told:
+        open_source(tmp_path)
+    str(told.value).replace(str(tmp_path), "").encode()  # it can be printed
 
 
 def test_damaged_zip_member_is_a_read_error(tmp_path):

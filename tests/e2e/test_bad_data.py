@@ -1,5 +1,7 @@
 """Data that cannot be used, or only in part: said, named, and nothing written that was not asked for."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image as PILImage
@@ -62,6 +64,11 @@ def test_refused(make, tmp_path):
     out = tmp_path / "run"
     refused(run("train", tmp_path / "data", "--out", out, *OPTIONS), *REFUSED[make])
     assert not out.exists()
+
+
+def test_data_with_a_name_too_long(tmp_path):
+    ran = run("train", "x" * 5000, "--out", tmp_path / "run", *OPTIONS)
+    refused(ran, "cannot be used", "name too long", "another path")
 
 
 def test_run_folder_inside_the_data_is_refused(data):
@@ -164,6 +171,31 @@ def test_converted(write, odd):
 
 def test_sixteen_bit_images_cut_to_eight_are_said(odd):
     assert "1 of 17 images reduced from 16 bits" in odd and "--channels 1 keeps" in odd
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    """Of files and of the data: they are bytes to Linux, and any may come. The run folder is named by the user."""
+    odd = os.fsdecode(b"caf\xe9")
+    data, out = tmp_path / f"data {odd}", tmp_path / "run"
+    write_images(data / "cat", 12)
+    for name, content in ((f"{odd}.png", (data / "cat" / "00.png").read_bytes()), (f"broken {odd}.png", b"")):
+        (data / "cat" / name).write_bytes(content)
+    write_images(data / "dog", 12, seed=1)
+    ran = run("train", data, "--out", out, *OPTIONS)
+    succeeded(ran, r"skipped cat/broken caf\udce9.png: the file is empty", "320 of 320 images", "report.html")
+    succeeded(run("sample", out, "-n", 1, "--class", "cat", "--steps", "2,2"))
+    (again,) = (out / "samples" / "cat").glob("*.png")
+    succeeded(run("sample", "--again", again), "equal in every pixel")
+    ran = run("train", data, "--out", tmp_path / odd, *OPTIONS)
+    refused(ran, r"caf\udce9', which is no UTF-8", "choose another --out")
+
+
+def test_a_class_folder_whose_name_is_no_utf8(tmp_path):
+    write_images(tmp_path / "data" / "cat", 2)
+    write_images(tmp_path / "data" / os.fsdecode(b"caf\xe9"), 2)
+    ran = run("train", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)
+    refused(ran, r"'caf\udce9'", "no UTF-8", "rename the folder")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- little data -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tests.e2e.forker import tiny
 
-from cdm.artifacts import append_event, load_json, read_events, read_log
-from cdm.cascade import load_config
+from cdm.artifacts import append_event, load_json, read_events, read_log, save_json
+from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig
 from cdm.errors import UserError
 from cdm.pipeline import look
@@ -91,6 +91,41 @@ def test_stages_alone_then_the_report(user: Asking) -> None:
     assert (out / "report.html").exists()
 
 
+def test_all_skipped_files_are_named_in_the_run(user: Asking, tmp_path: Path) -> None:
+    """Only ten of them on the terminal; of other data later, only those."""
+    for k in range(12):
+        (tmp_path / "data" / "b" / f"broken{k:02}.png").touch()
+    user.prepare()
+    assert "skipped 2 more; a run names all of them in its skipped.txt" in user.said
+    assert not user.request.out.exists()
+    user.train(stage=0)
+    path = user.request.out / "skipped.txt"
+    assert path.read_text().splitlines() == [f"b/broken{k:02}.png: the file is empty" for k in range(12)]
+    assert f"12 skipped files named in {path}" in user.said
+    for file in (tmp_path / "data" / "b").glob("broken*"):
+        file.unlink()
+    user.train(stage=0, allow_changed_data=True)
+    assert path.read_text() == ""
+
+
+def test_validation_images_of_one_class_are_a_class(user: Asking, tmp_path: Path) -> None:
+    """A single class folder would else be taken for a common top folder."""
+    prepared = user.prepare(val=str(write_images(tmp_path / "val", "d", seed=1)))
+    assert prepared.val is not None and prepared.val.labels is not None
+    assert set(prepared.val.labels.tolist()) == {1} and len(prepared.train) == 12
+
+
+@pytest.mark.parametrize(("classes", "got"), [("bx", "got the class 'x'"), ("", "got images without class folders")])
+def test_validation_images_of_other_classes_are_refused(user: Asking, tmp_path: Path, classes: str, got: str) -> None:
+    val = write_images(tmp_path / "val", classes)
+    if not classes:
+        write_images(tmp_path / "loose", "b").joinpath("b").rename(val)
+    with pytest.raises(UserError) as told:
+        user.prepare(val=str(val))
+    for words in (f"--val {val}", got, "expected the classes b, d, e", "leave --val out"):
+        assert words in str(told.value)
+
+
 def test_other_machine_is_named(user: Asking) -> None:
     user.train(stage=0)
     assert not any("warning" in said and "bit for bit" in said for said in user.said)
@@ -114,6 +149,42 @@ def test_changed_data_keeps_the_numbers_of_the_classes(user: Asking, tmp_path: P
     assert batch.labels is not None and set(batch.labels.tolist()) == {1, 2}
     with pytest.raises(UserError, match="got the class 'a'"):
         user.prepare(data=str(write_images(tmp_path / "other", "abd")), allow_changed_data=True)
+
+
+def test_data_that_was_allowed_to_change_is_the_runs_own_from_then_on(user: Asking, tmp_path: Path) -> None:
+    """Recorded with both fingerprints; no flag is needed again, and other data is other data still."""
+    user.request = replace(user.request, val=str(write_images(tmp_path / "val", "b")))
+    user.train(stage=0)
+    first = user.prepare()
+    assert user.events("data_changed") == []
+    second, third = str(write_images(tmp_path / "second", "bde", 5)), str(write_images(tmp_path / "third", "bde", 6))
+    with pytest.raises(UserError, match="--allow-changed-data"):
+        user.train(stage=0, data=second)
+    user.train(stage=0, data=second, allow_changed_data=True)
+    (event,) = user.events("data_changed")
+    now = user.prepare(data=second)  # no flag
+    assert event["fingerprint_before"] == first.fingerprint != event["fingerprint"] == now.fingerprint
+    assert event["val_fingerprint_before"] == event["val_fingerprint"] == first.val_fingerprint is not None
+    assert any("the data has changed" in said for said in user.said)
+    user.train(stage=0, data=second)
+    user.train(stage=0, data=second, allow_changed_data=True)
+    assert len(user.events("data_changed")) == 1
+    for other in (third, user.request.data):
+        with pytest.raises(UserError, match=f"expected {now.fingerprint[:12]}"):
+            user.prepare(data=other)
+
+
+def test_validation_images_that_were_allowed_to_change(user: Asking, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "val", "b")
+    user.request = replace(user.request, val=str(folder))
+    user.train(stage=0)
+    write_images(tmp_path / "more", "d").joinpath("d").rename(folder / "d")
+    with pytest.raises(UserError, match=r"data at .*val is not what"):
+        user.prepare()
+    user.train(stage=0, allow_changed_data=True)
+    (event,) = user.events("data_changed")
+    assert event["val_fingerprint"] != event["val_fingerprint_before"]
+    user.prepare()
 
 
 def test_changed_16_bit_data_keeps_the_window(user: Asking, tmp_path: Path) -> None:
@@ -196,6 +267,23 @@ def test_stage_configurations_are_there_when_the_cascade_is(user: Asking) -> Non
     user.train(stage=0)
     stages = [load_json(user.request.out / f"{k}-{size}" / "config.json")["config"] for k, size in ((0, 4), (1, 8))]
     assert load_json(user.request.out / "cascade.json")["config"]["stages"] == stages
+
+
+def test_stage_folder_of_another_run_is_refused(user: Asking) -> None:
+    """When the run goes on, and when it is sampled from."""
+    user.train(stage=0)
+    path = user.request.out / "0-4" / "config.json"
+    body = load_json(path)
+    body["config"]["net"]["dropout"] = 0.5
+    save_json(path, body)
+    message = r"0-4/config.json and cascade.json differ in 'net'; expected the same: put back the stage folder"
+    with pytest.raises(UserError, match=message):
+        user.prepare()
+    with pytest.raises(UserError, match=message):
+        Cascade.load(user.request.out, stages=[0])
+    path.unlink()  # as in a cascade exported without it
+    user.prepare()
+    assert len(Cascade.load(user.request.out, stages=[0]).stages) == 1
 
 
 def test_validation_draws_from_other_streams_than_training(user: Asking, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-from cdm.artifacts import RunLock, load_json, make_folder, remove_leftovers, save_json, write_atomic
+from cdm.artifacts import (
+    RunLock,
+    load_json,
+    make_folder,
+    read_events,
+    remove_leftovers,
+    save_json,
+    told_by_path,
+    write_atomic,
+)
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, to_dict
 from cdm.data.arrays import load_images
@@ -29,7 +38,7 @@ from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
-from cdm.stage import Stage, build_stage
+from cdm.stage import Stage, build_stage, check_config
 from cdm.train.checkpoint import mend_weights
 from cdm.train.events import Events
 from cdm.train.log import TrainLog, TrainProgress, counted, duration, find_tensorboard
@@ -41,6 +50,8 @@ MakeConfig = Callable[[tuple[int, ...], tuple[str, ...], DataConfig, int], Casca
 """A recipe, given sizes, class names, the data's form and the number of training images."""
 
 Say = Callable[[str], None]
+FINGERPRINTS = ("fingerprint", "val_fingerprint")
+"""Of the data, in what ``cascade.json`` tells of training and in the event that data was changed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Prepared:
     dtype: torch.dtype
     threads: int
     began: float
+    skipped: tuple[tuple[str, str], ...] = ()  # file and reason, of the training and validation data
 
     @property
     def folder(self) -> Path:
@@ -94,20 +106,23 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     """Read the data, check it against an existing run, and make the configuration."""
     began = time.monotonic()
     device = choose_device(request.device)
-    dtype = choose_dtype(request.precision, device)
-    if dtype == torch.float16:
-        raise UserError("got precision fp16, whose gradients underflow in training; expected bf16 or fp32 (or auto).")
+    dtype = choose_dtype(request.precision, device, training=True)
     threads = set_threads(request.threads)
-    check_place(request)
+    with told_by_path(Path(request.data)):
+        check_place(request)
     source = open_source(request.data)
-    val_source = None if request.val is None else open_source(request.val)
-    val_fingerprint = None if val_source is None else val_source.fingerprint
     stored = _stored(request.out)
     run = None
     if stored is not None:
         check_same(stored, request)
-        check_same_data(stored, source.fingerprint, val_fingerprint, request)
         run = load_config(request.out)
+        for k, stage in enumerate(run.stages):
+            check_config(stage, request.out / f"{k}-{stage.size}")
+    class_names = source.class_names if run is None else run.class_names
+    val_source = None if request.val is None else open_source(request.val, class_names)
+    val_fingerprint = None if val_source is None else val_source.fingerprint
+    if stored is not None:
+        check_same_data(stored, source.fingerprint, val_fingerprint, request)
     sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
     array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
     if run is not None:
@@ -122,10 +137,17 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     )
     if val_source is not None:
         held = _load(val_source, sizes[-1], request.channels, say, data)
-        held = held.with_classes(array.class_names)
+        try:
+            held = held.with_classes(array.class_names)
+        except UserError as error:
+            raise UserError(
+                f"--val {request.val} does not fit the training images: {str(error).rstrip('.')}: "
+                "give folders of these classes, or leave --val out to hold out a share."
+            ) from error
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows = None
     else:
+        held = None
         rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
         val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
@@ -137,11 +159,16 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         f"{counted(len(train), 'training image')} {classes}, {len(val) if val else 0:,} held out; "
         f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {counted(threads, 'thread')}"
     )
-    return Prepared(request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began)
+    skipped = (*array.skipped, *((f"{request.val}/{name}", why) for name, why in (held.skipped if held else ())))
+    return Prepared(
+        request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began, skipped
+    )
 
 
 def _stored(out: Path) -> dict[str, Any] | None:
-    if out.exists() and not out.is_dir():
+    with told_by_path(out):
+        is_file = out.exists() and not out.is_dir()
+    if is_file:
         raise UserError(f"--out {out} is a file; expected a folder to make, or a run to go on with.")
     if not (out / "cascade.json").exists():
         if next(out.glob("*-*/training/ckpt-*.safetensors"), None) is not None:
@@ -154,7 +181,9 @@ def _stored(out: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out."
         )
-    return stored["training"]
+    changed = [event for event in read_events(out / "events.jsonl") if event["kind"] == "data_changed"]
+    now = {name: changed[-1][name] for name in FINGERPRINTS} if changed else {}
+    return stored["training"] | now
 
 
 def _sizes_from(source: Source) -> tuple[int, ...]:
@@ -170,7 +199,7 @@ def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig |
     for name, reason in array.skipped[:10]:
         say(f"skipped {name}: {reason}")
     if len(array.skipped) > 10:
-        say(f"skipped {len(array.skipped) - 10} more")
+        say(f"skipped {len(array.skipped) - 10} more; a run names all of them in its skipped.txt")
     for warning in array.warnings:
         say(f"warning: {warning}")
     return array
@@ -186,6 +215,8 @@ def train(prepared: Prepared, say: Say) -> Path:
             check_same(stored, prepared.request)
             check_same_data(stored, prepared.fingerprint, prepared.val_fingerprint, prepared.request)
         events = Events(folder / "events.jsonl")
+        if stored is not None:
+            _note_data(prepared, stored, events, say)
         stages = prepared.config.stages
         extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
         budgets = plan_stages(
@@ -193,6 +224,7 @@ def train(prepared: Prepared, say: Say) -> Path:
         )
         if stored is None:  # nothing is written for a budget that is refused
             _start(prepared, say)
+        _name_skipped(prepared, say)
         _note_machine(prepared, events, say)
         for budget in budgets:
             events.append("budget", **budget)
@@ -216,6 +248,30 @@ def _start(prepared: Prepared, say: Say) -> None:
     }
     save_json(folder / "cascade.json", {"config": to_dict(prepared.config), "training": training})
     say(f"new run in {folder}")
+
+
+def _note_data(prepared: Prepared, stored: dict[str, Any], events: Events, say: Say) -> None:
+    """Record that other data was allowed; from then on it is the run's own."""
+    before = {name: stored.get(name) for name in FINGERPRINTS}
+    now = {name: getattr(prepared, name) for name in FINGERPRINTS}
+    if all(before[name] in (None, now[name]) for name in FINGERPRINTS):  # None: from before it was recorded
+        return
+    events.append("data_changed", **now, **{f"{name}_before": value for name, value in before.items()})
+    say(
+        f"the data has changed (fingerprint {(before['fingerprint'] or 'none')[:12]} before, {now['fingerprint'][:12]} "
+        "now); the run goes on with it from here, and its weights are those of no single data set"
+    )
+
+
+def _name_skipped(prepared: Prepared, say: Say) -> None:
+    """Every file that was left out, with its reason, in ``skipped.txt`` of the run."""
+    path, count = prepared.folder / "skipped.txt", len(prepared.skipped)
+    if count:
+        lines = "".join(f"{name}: {reason}\n" for name, reason in prepared.skipped)
+        write_atomic(path, lines.encode("utf-8", "surrogateescape"))
+        say(f"{counted(count, 'skipped file')} named in {path}")
+    elif path.exists():
+        write_atomic(path, b"")  # of other data
 
 
 def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
