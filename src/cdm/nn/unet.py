@@ -90,7 +90,8 @@ class DirectPath(nn.Module):
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         channels, count = config.out_channels, self.FILTERS * config.out_channels
-        self.filters = zero(nn.Conv2d(config.in_channels, count, 5, padding=2, padding_mode="replicate", bias=False))
+        self.filters = nn.Conv2d(config.in_channels, count, 5, padding=2, padding_mode="replicate", bias=False)
+        nn.init.zeros_(self.filters.weight)
         self.gains = nn.Linear(4 * config.width, count)
         nn.init.normal_(self.gains.weight, std=0.02)
         nn.init.ones_(self.gains.bias)
