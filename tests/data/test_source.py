@@ -1,5 +1,6 @@
 """Folders and zips: which files are images, which class they have, and what is refused."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -139,6 +140,14 @@ def test_class_folder_without_images_is_named(tmp_path, kind):
 def test_loose_images_beside_class_folders(tmp_path):
     with pytest.raises(UserError, match=r"mixes loose images \('preview.png'\) with class folders \('ant'\)"):
         open_source(put(tmp_path, *LAYOUT, "preview.png"))
+
+
+def test_class_folder_whose_name_is_no_utf8_is_named(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UserError, match=r"class folder 'caf\\udce9' .* is no UTF-8; .* rename the folder") as told:
+        open_source(tmp_path)
+    str(told.value).replace(str(tmp_path), "").encode()  # it can be printed
 
 
 def test_damaged_zip_member_is_a_read_error(tmp_path):

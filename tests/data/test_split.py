@@ -1,5 +1,8 @@
 """The held-out share: by name alone, about the asked size, and never all of a class."""
 
+import hashlib
+import os
+
 import numpy as np
 
 from cdm.data.split import split_rows
@@ -41,3 +44,11 @@ def test_no_class_and_no_training_set_is_emptied():
 def test_one_image_is_trained_on():
     train, val = split_rows(["one.png"], None, 1.0)
     assert (train.tolist(), val.tolist()) == ([0], [])
+
+
+def test_names_that_are_no_utf8_have_a_place_too():
+    """It is that of their bytes; other names stay where they were."""
+    odd = os.fsdecode(b"a/caf\xe9.png")
+    share = int.from_bytes(hashlib.sha256(b"a/caf\xe9.png").digest()[:6], "big") / 2**48
+    assert split_rows([odd, *NAMES], None, share + 1e-9)[1][0] == 0
+    assert 0 not in split_rows([odd, *NAMES], None, share - 1e-9)[1]

@@ -1,5 +1,7 @@
 """Data that cannot be used, or only in part: said, named, and nothing written that was not asked for."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image as PILImage
@@ -164,6 +166,29 @@ def test_converted(write, odd):
 
 def test_sixteen_bit_images_cut_to_eight_are_said(odd):
     assert "1 of 17 images reduced from 16 bits" in odd and "--channels 1 keeps" in odd
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    """Of files, of the data and of the run folder: they are bytes to Linux, and any may come."""
+    odd = os.fsdecode(b"caf\xe9")
+    data, out = tmp_path / f"data {odd}", tmp_path / f"run {odd}"
+    write_images(data / "cat", 12)
+    for name, content in ((f"{odd}.png", (data / "cat" / "00.png").read_bytes()), (f"broken {odd}.png", b"")):
+        (data / "cat" / name).write_bytes(content)
+    write_images(data / "dog", 12, seed=1)
+    ran = run("train", data, "--out", out, *OPTIONS)
+    succeeded(ran, r"skipped cat/broken caf\udce9.png: the file is empty", "320 of 320 images", r"run caf\udce9")
+    succeeded(run("sample", out, "-n", 1, "--class", "cat", "--steps", "2,2"), r"run caf\udce9")
+    (again,) = (out / "samples" / "cat").glob("*.png")
+    succeeded(run("sample", "--again", again), "equal in every pixel")
+
+
+def test_a_class_folder_whose_name_is_no_utf8(tmp_path):
+    write_images(tmp_path / "data" / "cat", 2)
+    write_images(tmp_path / "data" / os.fsdecode(b"caf\xe9"), 2)
+    ran = run("train", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)
+    refused(ran, r"'caf\udce9'", "no UTF-8", "rename the folder")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- little data -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -13,6 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     # spinning threads make a shared machine up to 170 times slower; torch reads this when it is first imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be bytes that no encoding has
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments:
         _parse(["--help"])  # leaves by itself

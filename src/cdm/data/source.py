@@ -174,6 +174,11 @@ def _make_source(where: str, files: dict[str, int], folders: set[str], open_path
             f"expected images in each of the {len(tops)} class folders: remove it or fill it."
         )
     class_names = tuple(sorted(with_images))
+    if odd := [name for name in class_names if not _is_text(name)]:
+        raise UserError(
+            f"the name of the class folder {odd[0]!r} of {where!r} is no UTF-8; expected a name that files and pictures "
+            "can hold: rename the folder."
+        )
     index = {name: i for i, name in enumerate(class_names)}
     entries = tuple(
         Entry(path, index.get(path.split("/")[0]) if class_names else None, below[path]) for path in sorted(below)
@@ -181,6 +186,11 @@ def _make_source(where: str, files: dict[str, int], folders: set[str], open_path
     return Source(
         where, class_names, entries, _fingerprint(class_names, entries), lambda i: open_path(top + entries[i].path)
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is whole Unicode: bytes of a file name that are no UTF-8 become surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _common_top(files: Iterable[str], folders: Iterable[str]) -> str:

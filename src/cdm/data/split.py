@@ -19,7 +19,7 @@ def split_rows(
     An image is held out if the hash of its name, as a number in [0, 1), is below ``fraction``: adding images never
     moves another one across. Every class keeps at least one training image, the one with the largest hash.
     """
-    place = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 for name in names])
+    place = np.array([_place(name) for name in names])
     held_out = place < fraction
     groups = np.zeros(len(names), dtype=np.int64) if labels is None else labels
     for group in np.unique(groups[held_out]):
@@ -27,3 +27,8 @@ def split_rows(
         if held_out[rows].all():
             held_out[rows[np.argmax(place[rows])]] = False
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _place(name: str) -> float:
+    """In [0, 1). File names are bytes: those that are no UTF-8 reach Python with surrogates in place of them."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
