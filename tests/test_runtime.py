@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -56,5 +57,8 @@ def test_threads():
         assert set_threads(None) == before and set_threads(1) == torch.get_num_threads() == 1
         with pytest.raises(UserError, match="got 0 threads; expected at least 1"):
             set_threads(0)
+        with pytest.raises(UserError, match=r"got 100000000 threads; expected at most \d+ on this machine"):
+            set_threads(100_000_000)
+        assert set_threads(4 * (os.cpu_count() or 1)) >= 4
     finally:
         torch.set_num_threads(before)

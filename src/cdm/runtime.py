@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from cdm.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_THREADS = 4
+"""Per core. More only slow each other down, and far more crash the process."""
 
 
 def choose_device(asked: str | None = None) -> torch.device:
@@ -63,5 +67,8 @@ def set_threads(asked: int | None) -> int:
     if asked is not None:
         if asked < 1:
             raise UserError(f"got {asked} threads; expected at least 1.")
+        most = MOST_THREADS * (os.cpu_count() or 1)
+        if asked > most:
+            raise UserError(f"got {asked} threads; expected at most {most} on this machine: leave --threads out.")
         torch.set_num_threads(asked)
     return torch.get_num_threads()
