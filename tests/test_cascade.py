@@ -452,6 +452,12 @@ def test_weights_are_those_asked_for(run, rough, weights, factor):
     assert all(not p.requires_grad for stage in loaded.stages for p in stage.net.parameters())
 
 
+@pytest.mark.parametrize("stages", [range(4), [1], [1, 0], [], [-1]], ids=str)
+def test_stages_that_the_run_lacks_or_that_have_no_base_are_refused(run, stages):
+    with pytest.raises(UserError, match=r"got the stages .* which has 3 \(0 to 2\); expected the first so many"):
+        Cascade.load(run, stages=stages)
+
+
 def test_a_loaded_run_samples_what_was_saved(run, rough):
     loaded = Cascade.load(run, weights="raw", precision="fp32")
     assert equal(loaded.sample(**EACH, settings=settings(rough)), rough.sample(**EACH, settings=settings(rough)))

@@ -147,6 +147,11 @@ def test_net_refuses_a_size_that_does_not_halve(size: int):
         net(size)
 
 
+def test_net_refuses_to_have_no_multipliers():
+    with pytest.raises(ConfigError, match="no multipliers; expected one for each size"):
+        NetConfig(image_size=16, in_channels=3, out_channels=3, width=32, multipliers=(), num_blocks=1)
+
+
 def test_net_takes_any_size_that_halves():
     assert [net(size).image_size for size in (4, 12, 20, 16)] == [4, 12, 20, 16]
 

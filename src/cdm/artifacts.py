@@ -386,5 +386,8 @@ class RunLock:
 
 def check_not_in_use(folder: str | Path) -> None:
     """Raises ``UserError`` at once where another process owns the run; ``RunLock`` itself is taken later."""
-    if (Path(folder) / "run.lock").exists():
+    path = Path(folder)
+    with told_by_path(path):
+        there = (path / "run.lock").exists()
+    if there:
         RunLock(folder).release()

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cdm.artifacts import load_json
+from cdm.artifacts import load_json, told_by_path
 from cdm.conditioning import quantise, upsample
 from cdm.config import CascadeConfig, ConfigError, SamplingConfig, from_dict
 from cdm.errors import UserError
@@ -88,7 +88,7 @@ class Cascade:
         chosen = choose_device(device)
         dtype = choose_dtype(precision, chosen)
         built = []
-        for index in range(len(config.stages)) if stages is None else stages:
+        for index in range(len(config.stages)) if stages is None else _first(stages, config, run):
             stage = build_stage(config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels)
             load_weights(stage, run / stage.name, weights)
             stage.net.eval().requires_grad_(False)
@@ -251,6 +251,17 @@ class Cascade:
         return stop
 
 
+def _first(stages: Sequence[int], config: CascadeConfig, run: Path) -> Sequence[int]:
+    """``stages``, if they are the first so many of the run."""
+    count = len(config.stages)
+    if not stages or list(stages) != list(range(count))[: len(stages)]:
+        raise UserError(
+            f"got the stages {', '.join(map(str, stages)) or 'none'} of {run}, which has {count} (0 to {count - 1}); "
+            "expected the first so many, from the base up: give another run folder, or fewer stages."
+        )
+    return stages
+
+
 def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Network evaluations per stage: those asked for from the base up, then the run's own."""
     stages = config.stages
@@ -357,7 +368,9 @@ class _Chunk:
 def load_config(run: str | Path) -> CascadeConfig:
     """``cascade.json`` of a run folder, with a sentence for each way it can be missing or wrong."""
     path = Path(run) / "cascade.json"
-    if not path.exists():
+    with told_by_path(path):
+        there = path.exists()
+    if not there:
         raise UserError(f"{run} is not a run folder (no cascade.json in it); expected the --out of `cdm train`.")
     try:
         return from_dict(CascadeConfig, load_json(path)["config"], "cascade.json")

@@ -44,6 +44,8 @@ class NetConfig:
     has_aug_level: bool = False  # told the augmentation level through an embedding of its own
 
     def __post_init__(self) -> None:
+        if not self.multipliers:
+            raise ConfigError("a net has no multipliers; expected one for each size of its feature maps, as 1,2,2.")
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.image_size % factor:
             raise ConfigError(

@@ -66,6 +66,11 @@ def test_refused(make, tmp_path):
     assert not out.exists()
 
 
+def test_data_with_a_name_too_long(tmp_path):
+    ran = run("train", "x" * 5000, "--out", tmp_path / "run", *OPTIONS)
+    refused(ran, "cannot be used", "name too long", "another path")
+
+
 def test_run_folder_inside_the_data_is_refused(data):
     """Its pictures would become data, and the next start would find the data changed."""
     out = data / "run"

@@ -11,6 +11,7 @@ from tests.e2e.command import refused, run, succeeded
 from tests.e2e.conftest import made_once
 
 from cdm import artifacts
+from cdm.artifacts import load_json, save_json
 from cdm.cascade import load_config
 from cdm.config import AugmentationConfig, from_dict, to_dict
 from cdm.data.save import read_png_info
@@ -73,6 +74,14 @@ def test_again_with_other_weights_is_refused(sampled, trained, tmp_path):
         shutil.copy(other / name.replace("0.050", "0.100"), other / name)
     path = sampled / "dog" / "dog-seed0-00001.png"
     refused(run("sample", other, "--again", path), "made with the weights", "holds", "expected the same")
+
+
+def test_again_in_a_run_of_fewer_stages_is_refused(sampled, trained, tmp_path):
+    body = load_json(trained.folder / "cascade.json")
+    body["config"]["stages"].pop()
+    save_json(tmp_path / "cascade.json", body)
+    ran = run("sample", tmp_path, "--again", sampled / "dog" / "dog-seed0-00001.png")
+    refused(ran, f"the stages 0, 1 of {tmp_path}, which has 1 (0 to 0)", "give another run folder")
 
 
 def plain_png(folder):
@@ -213,6 +222,14 @@ def test_info_tells_stages_classes_and_weights(trained):
     ran = run("info", trained.folder)
     succeeded(ran, "8 -> 16 pixels", "recipe demo", "2 classes: cat, dog", "320 images", "gaussian")
     assert max(map(len, ran.out.splitlines())) <= 100
+
+
+def test_info_of_a_name_too_long():
+    refused(run("info", "x" * 5000), "cannot be used", "name too long", "another path")
+
+
+def test_info_refuses_a_bound_on_no_images(trained, data):
+    refused(run("info", trained.folder, "--bits-per-dim", data, "-n", 0), "-n is 0", "expected at least 1 image")
 
 
 def test_info_of_a_folder_that_is_no_run(tmp_path):

@@ -27,11 +27,14 @@ STORED = {"options": FIRST.fixed(), "fingerprint": "a" * 64}
         ({"val_fraction": float("nan")}, "--val-fraction is nan"),
         ({"keep": 0}, "--keep is 0"),
         ({"seed": -1}, "--seed is -1"),
+        ({"data": "da\0ta"}, r"DATA is 'da\x00ta'"),
+        ({"out": Path("r\0un")}, r"--out is 'r\x00un'"),
+        ({"val": "v\0al"}, r"--val is 'v\x00al'"),
     ],
 )
 def test_refused(asked: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as error:
-        TrainRequest(data="data", out=Path("run"), **asked)
+        TrainRequest(**({"data": "data", "out": Path("run")} | asked))
     assert told in str(error.value) and "\n" not in str(error.value)
 
 

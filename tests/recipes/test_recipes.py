@@ -92,6 +92,15 @@ def test_the_small_recipe_takes_any_sizes(sizes):
         assert output_shape(net) == (2, 3, stage.size, stage.size)
 
 
+@pytest.mark.parametrize("sizes", [*SIZE_PLANS, (15, 45), (11, 33), (9, 18, 36)], ids=str)
+def test_the_demo_recipe_takes_any_sizes(sizes):
+    """Where a size does not halve as often, the patch goes first, then the halvings; a net is left in any case."""
+    for stage in make_config("demo", facts(sizes)).stages:
+        net = stage.net
+        assert net.multipliers and (net.patch == 1 or len(net.multipliers) == 3)
+        assert output_shape(net) == (2, 3, stage.size, stage.size)
+
+
 @pytest.mark.parametrize(
     ("size", "base", "sr"), [(16, 1, 1), (24, 1, 1), (32, 2, 1), (48, 2, 1), (64, 2, 2), (96, 2, 2), (128, 2, 2)]
 )

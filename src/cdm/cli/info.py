@@ -12,10 +12,13 @@ from cdm.cascade import load_config
 from cdm.cli.options import Info
 from cdm.cli.say import say
 from cdm.config import CascadeConfig, StageConfig
+from cdm.errors import UserError
 from cdm.nn.flops import count_flops, count_parameters
 
 
 def run_info(options: Info) -> None:
+    if options.num < 1:
+        raise UserError(f"-n is {options.num}; expected at least 1 image for the bound.")
     run = Path(options.run)
     config = load_config(run)
     classes = ", ".join(config.class_names[:12]) + (", ..." if config.num_classes > 12 else "")

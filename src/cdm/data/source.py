@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from cdm.artifacts import told_by_path
 from cdm.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset(".png .jpg .jpeg .jfif .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pnm .tga .npy".split())
@@ -77,9 +78,11 @@ def open_source(spec: str | os.PathLike[str]) -> Source:
     if where.startswith("builtin:"):
         raise UserError(f"unknown built-in data {where!r}; expected {LETTERS_SPEC!r}, a folder or a zip file.")
     path = Path(where).expanduser()
-    if path.is_dir():
+    with told_by_path(path):
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         return _folder_source(path)
-    if path.is_file():
+    if is_file:
         return _zip_source(path)
     raise UserError(f"no data at {where!r}; expected a folder or zip of images, or {LETTERS_SPEC!r}: check the path.")
 
@@ -176,7 +179,7 @@ def _make_source(where: str, files: dict[str, int], folders: set[str], open_path
     class_names = tuple(sorted(with_images))
     if odd := [name for name in class_names if not _is_text(name)]:
         raise UserError(
-            f"the name of the class folder {odd[0]!r} of {where!r} is no UTF-8; expected a name that files and pictures "
+            f"the name of the class folder {odd[0]!r} of {where!r} is no UTF-8; expected a name that pictures and pages "
             "can hold: rename the folder."
         )
     index = {name: i for i, name in enumerate(class_names)}

@@ -43,6 +43,9 @@ class TrainRequest:
         return options
 
     def __post_init__(self) -> None:
+        for name, place in (("DATA", self.data), ("--out", str(self.out)), ("--val", self.val or "")):
+            if "\0" in place:
+                raise UserError(f"{name} is {place!r}; expected a path, which has no NUL: take it out.")
         if self.images is not None and self.minutes is not None:
             raise UserError(
                 "got both --images and --minutes; give one of them: images seen per stage, or minutes in all."

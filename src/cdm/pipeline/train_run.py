@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from cdm.artifacts import RunLock, load_json, make_folder, remove_leftovers, save_json, write_atomic
+from cdm.artifacts import (
+    RunLock,
+    load_json,
+    make_folder,
+    remove_leftovers,
+    save_json,
+    told_by_path,
+    write_atomic,
+)
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, to_dict
 from cdm.data.arrays import load_images
@@ -98,7 +106,8 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     if dtype == torch.float16:
         raise UserError("got precision fp16, whose gradients underflow in training; expected bf16 or fp32 (or auto).")
     threads = set_threads(request.threads)
-    check_place(request)
+    with told_by_path(Path(request.data)):
+        check_place(request)
     source = open_source(request.data)
     val_source = None if request.val is None else open_source(request.val)
     val_fingerprint = None if val_source is None else val_source.fingerprint
@@ -141,7 +150,9 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
 
 
 def _stored(out: Path) -> dict[str, Any] | None:
-    if out.exists() and not out.is_dir():
+    with told_by_path(out):
+        is_file = out.exists() and not out.is_dir()
+    if is_file:
         raise UserError(f"--out {out} is a file; expected a folder to make, or a run to go on with.")
     if not (out / "cascade.json").exists():
         if next(out.glob("*-*/training/ckpt-*.safetensors"), None) is not None:

@@ -44,7 +44,10 @@ def _net(
 ) -> NetConfig:
     channels, size = facts.data.channels, facts.sizes[index]
     while size % (patch * 2 ** (len(multipliers) - 1)):  # a size that cannot be halved as often
-        multipliers = multipliers[:-1]
+        if patch > 1:
+            patch = 1
+        else:
+            multipliers = multipliers[:-1]
     return NetConfig(
         image_size=size,
         in_channels=channels if index == 0 else 2 * channels,
