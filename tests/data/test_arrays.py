@@ -2,7 +2,9 @@
 
 import io
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,48 @@ def test_bad_files_are_skipped_and_named_and_odd_ones_converted(mixed):
     assert skipped == "4 of 21 files skipped."
     assert "1 of 17 images reduced from 16 bits" in reduced
     assert few == "under 10 images in 1 class: odd (5)."
+
+
+def test_files_that_are_no_entries_count_as_skipped(mixed, tmp_path):
+    """Also where the images come from a cache that was made without them."""
+    load = lambda: load_images(open_source(mixed), 16, cache_dir=tmp_path / "cache", memory_limit=0)  # noqa: E731
+    assert load().warnings[0] == "4 of 21 files skipped."
+    (mixed / "good" / "gone.png").symlink_to(mixed / "nowhere")
+    (mixed / "good" / "photo.heic").touch()
+    array = load()
+    assert [name for name, _ in array.skipped[:2]] == ["good/gone.png", "good/photo.heic"] and len(array.skipped) == 6
+    assert array.warnings[0] == "6 of 23 files skipped." and len(array.warnings) == 3
+
+
+def deep_png(path: Path, colour_type: int, channels: int) -> None:
+    """16 bits a channel, big-endian, 20 x 20; Pillow does not write it."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in noise(20, 20 * channels, dtype=np.uint16))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, colour_type, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in (*chunks, (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    path.write_bytes(content)
+
+
+def deep_tiff(path: Path) -> None:
+    """RGB of 16 bits a channel in one strip; Pillow does not write it."""
+    pixels = noise(20, 20, 3, dtype=np.uint16).astype("<u2").tobytes()
+    tags = [(256, 3, 1, 20), (257, 3, 1, 20), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 206)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 20), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    path.write_bytes(head.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16) + pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_colour_cut_to_8_bits_is_said(tmp_path, channels):
+    deep_png(tmp_path / "rgb.png", 2, 3)
+    deep_png(tmp_path / "rgba.png", 6, 4)
+    deep_tiff(tmp_path / "rgb.tif")
+    save(tmp_path / "plain.png", noise(20, 20, 3))
+    save(tmp_path / "plain.tif", noise(20, 20, 3))
+    array = load_images(open_source(tmp_path), 16, channels)
+    assert array.bit_depth == 8 and not array.skipped
+    assert "3 of 5 images reduced from 16 bits to 8" in array.warnings[0]
 
 
 def test_images_are_cropped_and_averaged(tmp_path):

@@ -104,6 +104,36 @@ def test_folder_links_are_followed_and_loops_are_not(tmp_path):
     assert [e.path for e in open_source(tmp_path / "d").entries] == ["cat/1.png", "dog/1.png"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pictures_that_are_not_read_are_skipped_and_named(tmp_path, kind):
+    folder = put(tmp_path / "d", "top/cat/1.png", "top/dog/1.png")
+    for name in ("cat/photo.HEIC", "cat/.hidden.heic", "dog/logo.svg", "dog/notes.txt"):
+        (folder / "top" / name).write_text("x")
+    source = open_source(folder if kind == "folder" else zipped(folder, tmp_path / "d.zip"))
+    assert [entry.path for entry in source.entries] == ["cat/1.png", "dog/1.png"]
+    assert source.skipped == (
+        ("cat/photo.HEIC", ".heic files are not read; convert it to PNG or JPEG"),
+        ("dog/logo.svg", ".svg files are not read; convert it to PNG or JPEG"),
+    )
+
+
+def test_link_to_nowhere_is_skipped_and_named(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(tmp_path)
+    assert len(source) == 2
+    assert source.skipped == (("cat/gone.png", "cannot be read: No such file or directory"),)
+
+
+def test_class_folder_of_pictures_that_are_not_read_alone(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/")
+    (tmp_path / "dog" / "photo.heic").write_text("x")
+    with pytest.raises(
+        UserError, match=r"'dog' .* has no images \('dog/photo.heic': .heic files are not read; convert"
+    ):
+        open_source(tmp_path)
+
+
 def test_missing_path(tmp_path):
     with pytest.raises(UserError, match=r"no data at .*nowhere.*check the path"):
         open_source(tmp_path / "nowhere")

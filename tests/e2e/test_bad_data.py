@@ -174,18 +174,20 @@ def test_sixteen_bit_images_cut_to_eight_are_said(odd):
 
 
 def test_names_that_are_no_utf8(tmp_path):
-    """Of files, of the data and of the run folder: they are bytes to Linux, and any may come."""
+    """Of files and of the data: they are bytes to Linux, and any may come. The run folder is named by the user."""
     odd = os.fsdecode(b"caf\xe9")
-    data, out = tmp_path / f"data {odd}", tmp_path / f"run {odd}"
+    data, out = tmp_path / f"data {odd}", tmp_path / "run"
     write_images(data / "cat", 12)
     for name, content in ((f"{odd}.png", (data / "cat" / "00.png").read_bytes()), (f"broken {odd}.png", b"")):
         (data / "cat" / name).write_bytes(content)
     write_images(data / "dog", 12, seed=1)
     ran = run("train", data, "--out", out, *OPTIONS)
-    succeeded(ran, r"skipped cat/broken caf\udce9.png: the file is empty", "320 of 320 images", r"run caf\udce9")
-    succeeded(run("sample", out, "-n", 1, "--class", "cat", "--steps", "2,2"), r"run caf\udce9")
+    succeeded(ran, r"skipped cat/broken caf\udce9.png: the file is empty", "320 of 320 images", "report.html")
+    succeeded(run("sample", out, "-n", 1, "--class", "cat", "--steps", "2,2"))
     (again,) = (out / "samples" / "cat").glob("*.png")
     succeeded(run("sample", "--again", again), "equal in every pixel")
+    ran = run("train", data, "--out", tmp_path / odd, *OPTIONS)
+    refused(ran, r"caf\udce9', which is no UTF-8", "choose another --out")
 
 
 def test_a_class_folder_whose_name_is_no_utf8(tmp_path):

@@ -29,6 +29,7 @@ STORED = {"options": FIRST.fixed(), "fingerprint": "a" * 64}
         ({"seed": -1}, "--seed is -1"),
         ({"data": "da\0ta"}, r"DATA is 'da\x00ta'"),
         ({"out": Path("r\0un")}, r"--out is 'r\x00un'"),
+        ({"out": Path("caf\udce9")}, r"--out is 'caf\udce9', which is no UTF-8"),
         ({"val": "v\0al"}, r"--val is 'v\x00al'"),
     ],
 )

@@ -91,6 +91,23 @@ def test_stages_alone_then_the_report(user: Asking) -> None:
     assert (out / "report.html").exists()
 
 
+def test_all_skipped_files_are_named_in_the_run(user: Asking, tmp_path: Path) -> None:
+    """Only ten of them on the terminal; of other data later, only those."""
+    for k in range(12):
+        (tmp_path / "data" / "b" / f"broken{k:02}.png").touch()
+    user.prepare()
+    assert "skipped 2 more; a run names all of them in its skipped.txt" in user.said
+    assert not user.request.out.exists()
+    user.train(stage=0)
+    path = user.request.out / "skipped.txt"
+    assert path.read_text().splitlines() == [f"b/broken{k:02}.png: the file is empty" for k in range(12)]
+    assert f"12 skipped files named in {path}" in user.said
+    for file in (tmp_path / "data" / "b").glob("broken*"):
+        file.unlink()
+    user.train(stage=0, allow_changed_data=True)
+    assert path.read_text() == ""
+
+
 def test_other_machine_is_named(user: Asking) -> None:
     user.train(stage=0)
     assert not any("warning" in said and "bit for bit" in said for said in user.said)

@@ -17,7 +17,7 @@ import numpy as np
 from cdm.artifacts import load_json, save_json
 from cdm.data import letters
 from cdm.data.cache import FileRows, MemoryRows, default_cache_dir, map_rows, quarter_of_memory
-from cdm.data.decode import DecodeError, Pixels, area_down, centre_crop_square, decode, to_bit_depth
+from cdm.data.decode import DecodeError, Pixels, area_down, centre_crop_square, decode, has_deep_colour, to_bit_depth
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, Window
 from cdm.data.plan import scan_sizes
@@ -25,7 +25,7 @@ from cdm.data.source import ReadError, Source
 from cdm.errors import UserError
 
 FEW_IMAGES = 10
-_CACHE_VERSION = 1  # raise it when decoding changes, so that old cache files are not used
+_CACHE_VERSION = 2  # raise it when decoding changes, so that old cache files are not used
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called after each image."""
@@ -74,7 +74,9 @@ def load_images(
             array = _collect(source, FileRows(path, shape, dtype), decoded, bit_depth, progress)
             array = dataclasses.replace(array, cache_file=path)
             _save_meta(path, array)
-    return dataclasses.replace(array, window=window or array.window)
+    skipped = (*source.skipped, *array.skipped)
+    told = (f"{len(skipped)} of {len(array) + len(skipped)} files skipped.",) if skipped else ()
+    return dataclasses.replace(array, window=window or array.window, skipped=skipped, warnings=(*told, *array.warnings))
 
 
 def _collect(
@@ -132,10 +134,11 @@ def _decoded(
 
     def work(i: int) -> tuple[Pixels, bool] | str:
         try:
-            pixels = _pixels(source, i, size, channels)
+            data = source.read(i)
+            pixels = _pixels(data, size, channels)
         except (DecodeError, ReadError) as error:
             return str(error)
-        reduced = 8 * pixels.itemsize > bit_depth
+        reduced = 8 * pixels.itemsize > bit_depth or (pixels.itemsize == 1 and has_deep_colour(data))
         return np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1)), reduced
 
     with ThreadPoolExecutor(threads) as pool:
@@ -157,9 +160,9 @@ def _drawn(count: int, size: int, channels: int) -> Iterator[tuple[Pixels, bool]
             yield image, False
 
 
-def _pixels(source: Source, i: int, size: int, channels: int) -> Pixels:
-    """One image, ``[S, S, C]``. Raises ``DecodeError`` or ``ReadError``."""
-    pixels = decode(source.read(i), channels)
+def _pixels(data: bytes, size: int, channels: int) -> Pixels:
+    """One image, ``[S, S, C]``. Raises ``DecodeError``."""
+    pixels = decode(data, channels)
     height, width = pixels.shape[:2]
     if min(height, width) < size:
         raise DecodeError(f"{width}x{height} pixels, smaller than {size}")
@@ -184,8 +187,6 @@ def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]
 
 
 def _warnings(array: ImageArray, reduced: int) -> Iterator[str]:
-    if array.skipped:
-        yield f"{len(array.skipped)} of {len(array) + len(array.skipped)} files skipped."
     if reduced:
         yield f"{reduced} of {len(array)} images reduced from 16 bits to 8; --channels 1 keeps 16-bit greyscale."
     if len(array) == 1:

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageOps, TiffImagePlugin
 
 from cdm.errors import UserError
 
@@ -50,6 +50,18 @@ def decode(data: bytes, channels: int = 3) -> Pixels:
         raise DecodeError("not an image") from None
     except Exception as error:  # broken files make Pillow's decoders raise almost anything
         raise DecodeError(f"damaged image: {error}") from error
+
+
+def has_deep_colour(data: bytes) -> bool:
+    """Whether a PNG or TIFF has 16 bits a channel and more than one channel: Pillow cuts these to 8 without a word."""
+    if data.startswith(b"\x89PNG"):
+        return data[24:25] == b"\x10" and data[25:26] in (b"\x02", b"\x04", b"\x06")  # depth and colour type of IHDR
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return False
+    with PILImage.open(io.BytesIO(data)) as picture:
+        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
+        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())
+    return len(bits) > 1 and max(bits) > 8
 
 
 def _decode_npy(data: bytes, channels: int) -> Pixels:

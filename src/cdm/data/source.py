@@ -16,6 +16,10 @@ from cdm.artifacts import told_by_path
 from cdm.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset(".png .jpg .jpeg .jfif .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pnm .tga .npy".split())
+UNREAD_EXTENSIONS = frozenset(
+    ".heic .heif .jp2 .j2k .jxl .svg .psd .xcf .ai .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .exr .hdr".split()
+)
+"""Pictures too, but not read: they are named, not passed over."""
 LETTERS_SPEC = "builtin:letters"
 
 
@@ -42,6 +46,7 @@ class Source:
     fingerprint: SHA-256 (hex) of the sorted paths, sizes and class names.
     open_file: entry number to an open binary file (for headers; ``read`` gives the whole file).
     letters: the built-in letters, which the loader draws straight at the size it needs.
+    skipped: (path, reason) of each file that looks like an image but cannot be one of the entries.
     """
 
     where: str
@@ -50,6 +55,7 @@ class Source:
     fingerprint: str
     open_file: Callable[[int], IO[bytes]]
     letters: bool = False
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -67,7 +73,8 @@ def open_source(spec: str | os.PathLike[str]) -> Source:
     """Open a folder, a zip file or ``builtin:letters``.
 
     The class of an image is the first folder level; one common top folder is stripped; deeper folders belong to their
-    class. Hidden files, ``__MACOSX`` and files that are no images by their extension are ignored.
+    class. Hidden files, ``__MACOSX`` and files that are no images by their extension are ignored; links to nowhere and
+    images of kinds that are not read are skipped and named.
 
     Raises:
         UserError: nothing there, no images, a class folder without images, or loose images beside class folders.
@@ -97,6 +104,7 @@ def _letters_source() -> Source:
 
 def _folder_source(root: Path) -> Source:
     files: dict[str, int] = {}
+    skipped: dict[str, str] = {}
     folders: set[str] = set()
     seen: set[str] = set()  # real paths: links to folders are followed, loops are not
     try:
@@ -110,11 +118,17 @@ def _folder_source(root: Path) -> Source:
             relative = Path(folder).relative_to(root)
             folders.update((relative / name).as_posix() for name in names)
             for name in file_names:
-                if _is_image(path := (relative / name).as_posix()):
-                    files[path] = os.stat(root / path).st_size
+                path = (relative / name).as_posix()
+                if reason := _unread(path):
+                    skipped[path] = reason
+                elif _is_image(path):
+                    try:
+                        files[path] = os.stat(root / path).st_size
+                    except OSError as error:  # a link to nowhere, or a file that vanished meanwhile
+                        skipped[path] = f"cannot be read: {error.strerror or error}"
     except OSError as error:
         raise UserError(f"cannot read the folder {str(root)!r}: {error}; expected a readable folder.") from error
-    return _make_source(str(root), files, folders, lambda path: open(root / path, "rb"))
+    return _make_source(str(root), files, skipped, folders, lambda path: open(root / path, "rb"))
 
 
 def _raise(error: OSError) -> None:
@@ -129,6 +143,7 @@ def _zip_source(path: Path) -> Source:
             f"{str(path)!r} is not a readable zip file ({error}); expected a folder or zip of images."
         ) from error
     files: dict[str, int] = {}
+    skipped: dict[str, str] = {}
     folders: set[str] = set()
     original: dict[str, str] = {}
     for info in archive.infolist():
@@ -138,12 +153,14 @@ def _zip_source(path: Path) -> Source:
         folders.update(parent.as_posix() for parent in name.parents if parent.parts)
         if info.is_dir():
             folders.add(name.as_posix())
+        elif reason := _unread(name.as_posix()):
+            skipped[name.as_posix()] = reason
         elif _is_image(name.as_posix()):
             if info.flag_bits & 1:
                 raise UserError(f"{str(path)!r} is encrypted; expected a plain zip: unpack it and give the folder.")
             files[name.as_posix()] = info.file_size
             original[name.as_posix()] = info.filename
-    return _make_source(str(path), files, folders, lambda name: archive.open(original[name]))
+    return _make_source(str(path), files, skipped, folders, lambda name: archive.open(original[name]))
 
 
 def _is_hidden(name: str) -> bool:
@@ -155,8 +172,23 @@ def _is_image(path: str) -> bool:
     return not any(_is_hidden(part) for part in name.parts) and name.suffix.lower() in IMAGE_EXTENSIONS
 
 
-def _make_source(where: str, files: dict[str, int], folders: set[str], open_path: Callable[[str], IO[bytes]]) -> Source:
-    """Apply the rules on folders to ``files`` (path to size) and all ``folders``, empty ones included."""
+def _unread(path: str) -> str | None:
+    """Why a file that is a picture by its extension is not read; None for all others."""
+    name = PurePosixPath(path)
+    if any(_is_hidden(part) for part in name.parts) or name.suffix.lower() not in UNREAD_EXTENSIONS:
+        return None
+    return f"{name.suffix.lower()} files are not read; convert it to PNG or JPEG"
+
+
+def _make_source(
+    where: str,
+    files: dict[str, int],
+    skipped: dict[str, str],
+    folders: set[str],
+    open_path: Callable[[str], IO[bytes]],
+) -> Source:
+    """Apply the rules on folders to ``files`` (path to size), those ``skipped`` (path to reason) and all ``folders``,
+    empty ones included."""
     top = _common_top(files, folders)
     below = {path[len(top) :]: size for path, size in files.items()}
     tops = sorted({path[len(top) :].split("/")[0] for path in folders if path.startswith(top)} - {""})
@@ -164,7 +196,8 @@ def _make_source(where: str, files: dict[str, int], folders: set[str], open_path
     with_images = {path.split("/")[0] for path in below if "/" in path}
     if not below:
         raise UserError(
-            f"no images in {where!r}; expected image files (png, jpg, webp, ...) or folders of them, one per class."
+            f"no images in {where!r}{_first_skipped(skipped)}; "
+            "expected image files (png, jpg, webp, ...) or folders of them, one per class."
         )
     if loose and with_images:
         raise UserError(
@@ -173,22 +206,34 @@ def _make_source(where: str, files: dict[str, int], folders: set[str], open_path
         )
     if not loose and (empty := [name for name in tops if name not in with_images]):
         raise UserError(
-            f"the class folder {empty[0]!r} of {where!r} has no images; "
+            f"the class folder {empty[0]!r} of {where!r} has no images{_first_skipped(skipped, top + empty[0])}; "
             f"expected images in each of the {len(tops)} class folders: remove it or fill it."
         )
     class_names = tuple(sorted(with_images))
     if odd := [name for name in class_names if not _is_text(name)]:
         raise UserError(
-            f"the name of the class folder {odd[0]!r} of {where!r} is no UTF-8; expected a name that pictures and pages "
-            "can hold: rename the folder."
+            f"the name of the class folder {odd[0]!r} of {where!r} is no UTF-8; expected a name that pictures and "
+            "pages can hold: rename the folder."
         )
     index = {name: i for i, name in enumerate(class_names)}
     entries = tuple(
         Entry(path, index.get(path.split("/")[0]) if class_names else None, below[path]) for path in sorted(below)
     )
     return Source(
-        where, class_names, entries, _fingerprint(class_names, entries), lambda i: open_path(top + entries[i].path)
+        where,
+        class_names,
+        entries,
+        _fingerprint(class_names, entries),
+        lambda i: open_path(top + entries[i].path),
+        skipped=tuple((path.removeprefix(top), reason) for path, reason in sorted(skipped.items())),
     )
+
+
+def _first_skipped(skipped: dict[str, str], folder: str = "") -> str:
+    """For a message, a file of ``folder`` that might be missed."""
+    below = f"{folder}/" if folder else ""
+    found = next(((path, reason) for path, reason in sorted(skipped.items()) if path.startswith(below)), None)
+    return "" if found is None else f" ({found[0]!r}: {found[1]})"
 
 
 def _is_text(name: str) -> bool:

@@ -46,6 +46,11 @@ class TrainRequest:
         for name, place in (("DATA", self.data), ("--out", str(self.out)), ("--val", self.val or "")):
             if "\0" in place:
                 raise UserError(f"{name} is {place!r}; expected a path, which has no NUL: take it out.")
+        if any("\ud800" <= letter <= "\udfff" for letter in str(self.out)):
+            raise UserError(
+                f"--out is {str(self.out)!r}, which is no UTF-8; expected a name that pictures and pages can hold: "
+                "choose another --out."
+            )
         if self.images is not None and self.minutes is not None:
             raise UserError(
                 "got both --images and --minutes; give one of them: images seen per stage, or minutes in all."

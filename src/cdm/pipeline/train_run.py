@@ -65,6 +65,7 @@ class Prepared:
     dtype: torch.dtype
     threads: int
     began: float
+    skipped: tuple[tuple[str, str], ...] = ()  # file and reason, of the training and validation data
 
     @property
     def folder(self) -> Path:
@@ -135,6 +136,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows = None
     else:
+        held = None
         rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
         val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
@@ -146,7 +148,10 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         f"{counted(len(train), 'training image')} {classes}, {len(val) if val else 0:,} held out; "
         f"stages {' -> '.join(map(str, sizes))}; {device.type}, {precision_name(dtype)}, {counted(threads, 'thread')}"
     )
-    return Prepared(request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began)
+    skipped = (*array.skipped, *((f"{request.val}/{name}", why) for name, why in (held.skipped if held else ())))
+    return Prepared(
+        request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began, skipped
+    )
 
 
 def _stored(out: Path) -> dict[str, Any] | None:
@@ -181,7 +186,7 @@ def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig |
     for name, reason in array.skipped[:10]:
         say(f"skipped {name}: {reason}")
     if len(array.skipped) > 10:
-        say(f"skipped {len(array.skipped) - 10} more")
+        say(f"skipped {len(array.skipped) - 10} more; a run names all of them in its skipped.txt")
     for warning in array.warnings:
         say(f"warning: {warning}")
     return array
@@ -204,6 +209,7 @@ def train(prepared: Prepared, say: Say) -> Path:
         )
         if stored is None:  # nothing is written for a budget that is refused
             _start(prepared, say)
+        _name_skipped(prepared, say)
         _note_machine(prepared, events, say)
         for budget in budgets:
             events.append("budget", **budget)
@@ -227,6 +233,17 @@ def _start(prepared: Prepared, say: Say) -> None:
     }
     save_json(folder / "cascade.json", {"config": to_dict(prepared.config), "training": training})
     say(f"new run in {folder}")
+
+
+def _name_skipped(prepared: Prepared, say: Say) -> None:
+    """Every file that was left out, with its reason, in ``skipped.txt`` of the run."""
+    path, count = prepared.folder / "skipped.txt", len(prepared.skipped)
+    if count:
+        lines = "".join(f"{name}: {reason}\n" for name, reason in prepared.skipped)
+        write_atomic(path, lines.encode("utf-8", "surrogateescape"))
+        say(f"{counted(count, 'skipped file')} named in {path}")
+    elif path.exists():
+        write_atomic(path, b"")  # of other data
 
 
 def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
