@@ -13,7 +13,7 @@ import torch
 from cdm import artifacts
 from cdm.artifacts import load_tensors, make_folder, read_events, save_tensors
 from cdm.errors import UserError
-from cdm.train.checkpoint import latest_checkpoint, prune, save_checkpoint, save_snapshots, save_weights
+from cdm.train.checkpoint import delete_after, latest_checkpoint, prune, save_checkpoint, save_snapshots, save_weights
 
 
 def state(images_seen: int) -> dict[str, torch.Tensor]:
@@ -83,6 +83,18 @@ def test_all_damaged_means_none(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     used, said = latest(tmp_path)
     assert used is None and len(said) == 2
+
+
+def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    """Neither read, nor counted, nor deleted: they are the user's."""
+    filled(tmp_path, 64, 128, 192)
+    own = ["ckpt-000000000192 (copy).safetensors", "ckpt-1e6.safetensors", "ckpt-best.safetensors"]
+    for name in own:
+        (tmp_path / "training" / name).write_bytes(b"x")
+    assert latest(tmp_path) == (192, [])
+    prune(tmp_path, keep=2, regular=lambda images_seen: images_seen % 128 == 0)
+    delete_after(tmp_path, 128)
+    assert names(tmp_path) == sorted(["ckpt-000000000128.safetensors", *own])
 
 
 def test_newer_format_is_refused_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,9 @@ from cdm.errors import CorruptError, UserError
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:
-    """Newest first: names hold ``images_seen`` with leading zeros."""
-    return sorted((Path(folder) / "training").glob("ckpt-*.safetensors"), reverse=True)
+    """Newest first: names hold ``images_seen`` with leading zeros. Other files, as copies by hand, are left alone."""
+    found = (Path(folder) / "training").glob("ckpt-*.safetensors")
+    return sorted((path for path in found if re.fullmatch(r"ckpt-\d{12}\.safetensors", path.name)), reverse=True)
 
 
 def _images_seen(path: Path) -> int:
