@@ -189,14 +189,3 @@ def aug_level_to_logsnr(config: AugmentationConfig, level: Float[Tensor, " b"]) 
         table = cosine_table(config.num_timesteps).to(level.device)
         logsnr = torch.where(entry > 0, table[(entry - 1).clamp(min=0)], AUG_LOGSNR_MAX)
     return logsnr.clamp(AUG_LOGSNR_MIN, AUG_LOGSNR_MAX).float()
-
-
-def logsnr_to_aug_level(config: AugmentationConfig, logsnr: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
-    """The augmentation level that is told as ``logsnr``; 12 and above is level 0 exactly."""
-    logsnr = logsnr.double()
-    if config.level_map == "cosine":
-        level = COSINE.tau(logsnr) * (2 / math.pi)
-    else:
-        entry = TableSchedule(cosine_table(config.num_timesteps)).index(logsnr)
-        level = (entry + 1).double() / config.num_timesteps
-    return torch.where(logsnr >= AUG_LOGSNR_MAX, 0.0, level)
