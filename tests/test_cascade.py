@@ -14,7 +14,7 @@ from torch import Tensor
 
 import cdm.cascade
 from cdm.cascade import Cascade, Samples, image_seed, run_stage
-from cdm.conditioning import quantise, upsample
+from cdm.conditioning import augment_for_training, quantise, upsample
 from cdm.config import AugmentationConfig, ConfigError, SamplingConfig, ScheduleConfig
 from cdm.data.pixels import to_images
 from cdm.errors import CorruptError, UserError
@@ -87,7 +87,7 @@ def test_random_streams_are_bit_identical_for_every_batch_size(rough, sampler, m
     assert streams[0].keys() == streams[1].keys() == streams[2].keys()
     assert all(torch.equal(streams[0][key], other[key]) for other in streams[1:] for key in streams[0])
     purposes = {(stage, purpose) for stage, purpose, *_ in streams[0]}
-    expected = {(k, Purpose.START_NOISE) for k in range(3)} | {(k, Purpose.AUG_NOISE) for k in (1, 2)}
+    expected = {(k, Purpose.START_NOISE) for k in range(3)} | {(k, Purpose.HAND_OVER_NOISE) for k in (1, 2)}
     expected |= {(k, Purpose.SAMPLER_NOISE) for k in range(3)} if sampler.startswith("ddpm") else set()
     assert purposes == expected
     assert len({row.flatten()[0].item() for row in streams[0].values()}) == len(streams[0])  # no two alike
@@ -171,6 +171,23 @@ def test_two_cascades_interleaved_do_not_meet(rough):
 
     assert equal(rough.sample([1], [5], settings=settings(rough), progress=progress), alone)
     assert len(inside) == sum(STEPS) and all(equal(made, other_alone) for made in inside)
+
+
+def test_conditioning_noise_of_sampling_is_none_that_a_run_was_trained_on(rough):
+    """Seed 0 of both is the usual case, and image i of seed 0 has the number of the i-th image of training."""
+    stage, index = rough.stages[1], torch.arange(8)
+    low_res = quantise(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    seeds = torch.tensor([image_seed(0, i) for i in range(8)])
+    assert torch.equal(seeds, index)
+    level = stage.aug_logsnr(0.5)
+    _, sampled = stage.condition(low_res, LABELS.new_zeros(8), level, Rng(0, 1), seeds)
+    fixed = replace(stage.config.augmentation, level_min=0.5, level_max=0.5, clean_fraction=0.0)
+    trained = augment_for_training(fixed, low_res, 16, Rng(0, 1), index)
+    assert torch.equal(trained.aug_logsnr, sampled.aug_logsnr)
+    noises = [(augmented.noisy - low_res).flatten(1) for augmented in (sampled, trained)]
+    assert (noises[0] == noises[1]).double().mean() < 0.01
+    both = torch.stack([noise.flatten() for noise in noises])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2  # they share the low-res image's own part
 
 
 def test_a_stage_stopped_early_equals_it_in_a_full_run(cascade):
@@ -258,7 +275,7 @@ def test_the_finished_hand_over_is_the_saved_image_with_noise(monkeypatch):
     spy = Spy(cascade, 1, monkeypatch)
     result = cascade.sample(seeds=[3, 4], settings=settings(cascade, aug_level=0.3))
     alpha, sigma = math.cos(0.15 * math.pi), math.sin(0.15 * math.pi)
-    eps = Rng(0, 1).normal(Purpose.AUG_NOISE, torch.tensor([3, 4]), (1, 8, 8))
+    eps = Rng(0, 1).normal(Purpose.HAND_OVER_NOISE, torch.tensor([3, 4]), (1, 8, 8))
     expected = upsample(alpha * result.images[0] + sigma * eps, 16)
     torch.testing.assert_close(spy.conds[0].low_res, expected)
     assert torch.equal(result.images[0], quantise(result.images[0])) and result.saved_evaluations == (0, 0)
@@ -453,6 +470,17 @@ def test_weights_are_those_asked_for(run, rough, weights, factor):
 
 
 @pytest.mark.parametrize("stages", [range(4), [1], [1, 0], [], [-1]], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"steps": [3]}, {"sampler": "ddim"}, {"aug_level": 0.1}, {"hand_over": "truncated"}], ids=str
+)
+def test_settings_and_a_keyword_of_them_are_refused(rough, options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"got both settings and {name}; expected one of them"):
+        rough.sample([0], settings=settings(rough), **options)
+    with pytest.raises(TypeError, match="stepz"):
+        rough.sample([0], stepz=[3])
+
+
 def test_stages_that_the_run_lacks_or_that_have_no_base_are_refused(run, stages):
     with pytest.raises(UserError, match=r"got the stages .* which has 3 \(0 to 2\); expected the first so many"):
         Cascade.load(run, stages=stages)

@@ -27,7 +27,7 @@ class Purpose(IntEnum):
 
     START_NOISE = 1  # the initial x_T of a sampler
     SAMPLER_NOISE = 2  # noise of stochastic samplers, step = sampler step
-    AUG_NOISE = 3  # conditioning noise on the low-res image
+    AUG_NOISE = 3  # conditioning noise on the low-res image, in training
     TRAIN_NOISE = 4  # eps of x_t
     TRAIN_LEVEL = 5  # noise level of x_t
     AUG_LEVEL = 6
@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     LETTERS = 16
     EVALUATE = 17
     AUGMENT = 18  # of a classifier in training: shift and colour
+    HAND_OVER_NOISE = 19  # conditioning noise on the low-res image, in sampling
 
 
 def _signed(x: int) -> int:

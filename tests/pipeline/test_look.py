@@ -87,7 +87,7 @@ def test_super_resolution_of_given_images_is_that_of_a_cascade():
     low_res = images().target(0, torch.arange(2))
     made, noisy = super_resolve(cascade_config(*configs), stage, low_res, None, seeds, 2)
     told = torch.full((2,), stage.aug_logsnr(0.2))
-    eps = Rng(0, 1).normal(Purpose.AUG_NOISE, seeds, (1, 8, 8))
+    eps = Rng(0, 1).normal(Purpose.HAND_OVER_NOISE, seeds, (1, 8, 8))
     assert torch.equal(noisy, augment_at(configs[1].augmentation, low_res, 16, told, eps).noisy)
     assert made.shape == (2, 1, 16, 16)
 
