@@ -190,12 +190,42 @@ def test_folder_without_write_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+def test_remove_leftovers_spares_a_write_that_is_under_way(tmp_path: Path) -> None:
+    """``cdm sample`` writes into the folder of a run while ``cdm train`` starts on it."""
+    script = """
+        import sys
+        from cdm.artifacts import write_atomic
+
+        def content(file):
+            file.write(b"half, ")
+            file.flush()
+            print("writing", flush=True)
+            sys.stdin.readline()
+            file.write(b"whole")
+
+        write_atomic(sys.argv[1], content)
+    """
+    make_folder(tmp_path / "samples")
+    line = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "samples" / "a.png")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        assert remove_leftovers(tmp_path) == 0
+        writer.stdin.write("\n")
+        writer.stdin.close()
+        assert writer.wait() == 0
+    assert (tmp_path / "samples" / "a.png").read_bytes() == b"half, whole"
+
+
 def test_remove_leftovers_takes_temporary_files_alone(tmp_path: Path) -> None:
-    kept = [tmp_path / "a.safetensors", tmp_path / "notes.tmp", tmp_path / ".hidden"]
-    left = [tmp_path / ".a.safetensors.12.tmp", make_folder(tmp_path / "0-16" / "training") / ".ckpt.7.tmp"]
+    kept = [tmp_path / "a.safetensors", tmp_path / "notes.tmp", tmp_path / ".hidden", tmp_path / ".own.tmp"]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".a.safetensors.{pid}.tmp" for pid in (dead.pid, os.getpid(), 10**12)]
+    left.append(make_folder(tmp_path / "0-16" / "training") / f".ckpt.{dead.pid}.tmp")
     for path in kept + left:
         path.write_bytes(b"x")
-    assert remove_leftovers(tmp_path) == 2
+    assert remove_leftovers(tmp_path) == 4
     assert all(p.exists() for p in kept) and not any(p.exists() for p in left)
 
 

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,12 +111,32 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> int:
-    """Deletes temporary files of writes that were killed, in ``folder`` and below. Call it only under ``RunLock``."""
-    found = list(Path(folder).rglob(".*.tmp"))
+    """Deletes temporary files of writes that were killed, in ``folder`` and below. Call it only under ``RunLock``.
+
+    Those of a process that lives on this machine stay: the lock is on training alone, and ``cdm sample`` may be writing
+    into the same folder.
+    """
+    found = [path for path in Path(folder).rglob(".*.tmp") if _is_left(path)]
     for path in found:
         with told_by_path(path):
             path.unlink(missing_ok=True)
     return len(found)
+
+
+def _is_left(temp: Path) -> bool:
+    """Whether ``temp`` is named as ``write_atomic`` does, after a process that is no more. This one has no write under
+    way: a file of its number is of another machine, or of an earlier process."""
+    named = re.fullmatch(r"\..+\.(\d+)\.tmp", temp.name)
+    if named is None:
+        return False
+    pid = int(named[1])
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False  # it lives, and is another user's
+    return pid == os.getpid()
 
 
 def _read(path: Path) -> bytes:

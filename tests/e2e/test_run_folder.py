@@ -133,7 +133,7 @@ def damage_by_a_bit(path):
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_used(damage, folder, data):
     before, last = sorted((folder / "0-8" / "training").glob("ckpt-*.safetensors"))[-2:]
     damage(last)
-    (folder / "0-8" / "training" / f".{last.name}.1.tmp").write_bytes(b"half of a write that was killed")
+    (folder / "0-8" / "training" / f".{last.name}.{10**9}.tmp").write_bytes(b"half of a write that was killed")
     ran = run("train", data, "--out", folder, *MORE, "--stage", "0")
     seen = int(before.stem.split("-")[1])
     succeeded(ran, str(last), "is damaged", f"going on from {seen} images", "352 of 352 images")
