@@ -51,6 +51,16 @@ def test_precisions_that_do_not_work(asked, message):
         choose_dtype(asked, CPU)
 
 
+def test_training_knows_no_fp16():
+    """Neither by its list, nor where the device could."""
+    with pytest.raises(UserError, match="unknown precision 'int8'; expected auto, fp32, bf16\\."):
+        choose_dtype("int8", CPU, training=True)
+    for device in (CPU, torch.device("cuda")):
+        with pytest.raises(UserError, match="fp16, whose gradients underflow in training; expected auto, fp32 or bf16"):
+            choose_dtype("fp16", device, training=True)
+    assert choose_dtype("bf16", CPU, training=True) == torch.bfloat16
+
+
 def test_threads():
     before = torch.get_num_threads()
     try:

@@ -47,12 +47,17 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where it is fast, float32 elsewhere."""
+def choose_dtype(asked: str, device: torch.device, *, training: bool = False) -> torch.dtype:
+    """``auto``: bf16 where it is fast, float32 elsewhere. ``training``: fp16 is refused."""
     if asked == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    if asked not in PRECISIONS:
-        raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(PRECISIONS)}.")
+    known = [name for name in PRECISIONS if not (training and name == "fp16")]
+    if training and asked == "fp16":
+        raise UserError(
+            f"got precision fp16, whose gradients underflow in training; expected auto, {' or '.join(known)}."
+        )
+    if asked not in known:
+        raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(known)}.")
     if asked == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is not supported on a CPU; expected fp32 or bf16 there: try --precision auto.")
     return PRECISIONS[asked]

@@ -52,7 +52,7 @@ class Train:
     device: Annotated[str | None, _may("NAME")] = None
     """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"
-    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    """auto (bf16 where it is fast), fp32 or bf16."""
     threads: Annotated[int | None, _may("N")] = None
     """CPU threads (default: all cores)."""
     keep: Annotated[int, _may("N")] = 2
