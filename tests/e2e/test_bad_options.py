@@ -18,8 +18,8 @@ REFUSED = {
     "both budgets": (("--images", "640", "--minutes", "1"), ("--images and --minutes", "one of them")),
     "unknown recipe": (("--recipe", "smal"), ("unknown recipe 'smal'", "expected one of", "did you mean 'small'")),
     "sizes that are not the recipe's": (("--recipe", "cdm-imagenet-64"), ("cdm-imagenet-64", "--sizes")),
-    "unknown precision": (("--precision", "int4"), ("'int4'", "expected auto, fp32, bf16, fp16")),
-    "precision the device lacks": (("--device", "cpu", "--precision", "fp16"), ("fp16", "CPU", "expected fp32")),
+    "unknown precision": (("--precision", "int4"), ("'int4'", "expected auto, fp32, bf16.")),
+    "precision that training lacks": (("--precision", "fp16"), ("fp16", "underflow", "expected auto, fp32 or bf16")),
     "unknown device": (("--device", "tpu"), ("'tpu'", "expected")),
     "device that is not there": (("--device", "cuda:99"), ("'cuda:99'", "--device cpu")),
     "stage out of range": (("--stage", "2"), ("--stage 2", "expected 0 (the base) to 1")),
@@ -44,5 +44,8 @@ def test_refused(case, data, tmp_path):
     given |= dict(zip(options[::2], options[1::2], strict=True))
     if case == "minutes too few" or case == "minutes that are no number":
         del given["--images"]
-    refused(run("train", data, *(part for pair in given.items() for part in pair)), *words)
+    line = [part for pair in given.items() for part in pair]
+    refused(run("train", data, *line), *words)
+    if case.endswith("too few"):
+        refused(run("train", data, *line, "--dry-run"), *words)  # it tells what would be refused
     assert not (tmp_path / "run" / "cascade.json").exists()

@@ -5,7 +5,7 @@ import re
 
 from PIL import Image as PILImage
 from tests.e2e.command import run, succeeded
-from tests.e2e.conftest import OPTIONS
+from tests.e2e.conftest import PLAN
 
 from cdm.artifacts import read_log
 
@@ -60,7 +60,8 @@ def test_report_is_one_file_with_its_pictures(trained):
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
-    ran = run("train", data, "--out", tmp_path / "run", *OPTIONS, "--dry-run")
+    ran = run("train", data, "--out", tmp_path / "run", *PLAN, "--images", 330, "--dry-run")
     succeeded(ran, "0-8", "1-16", "parameters", "GFLOPs", "memory", "time", "nothing was written")
+    assert re.search(r"images +│ +320 │ +320 ", ran.out)  # 330 in whole batches, as they would be trained on
     assert "…" not in ran.out  # no title is cut off
     assert not (tmp_path / "run").exists()

@@ -34,15 +34,13 @@ def plan_stages(
     fresh = [k for k in todo if read_plan(events, k) is None]
     if not fresh:
         return []
-    own = {k: request.images or (stages[k].optim.images if request.minutes is None else 0) for k in fresh}
+    own = {k: own_images(request, stages[k]) for k in fresh}
     counted = all(own.values())
-    if counted:
-        for k in fresh:
-            check_budget(own[k], stages[k], f"--images {own[k]}")
+    rounded = {k: round_budget(own[k], stages[k]) for k in fresh} if counted else {}
     measured = not counted or request.checkpoint_images is None
     speeds = {k: speed(k) for k in fresh} if measured else {}
     if counted:
-        budget = {k: (round_to_batch(own[k], stages[k].optim.batch_size), 0.0) for k in fresh}
+        budget = {k: (rounded[k], 0.0) for k in fresh}
     else:
         minutes = request.minutes or DEFAULT_MINUTES
         # a stage planned before keeps its part of the time, also where a kill came between two stages' records
@@ -68,6 +66,17 @@ def plan_stages(
             }
         )
     return planned
+
+
+def own_images(request: TrainRequest, stage: StageConfig) -> int:
+    """Images that are asked for or are the recipe's own; 0 where time decides."""
+    return request.images or (stage.optim.images if request.minutes is None else 0)
+
+
+def round_budget(images: int, stage: StageConfig) -> int:
+    """Whole batches; too few are refused."""
+    check_budget(images, stage, f"--images {images}")
+    return round_to_batch(images, stage.optim.batch_size)
 
 
 def extend(

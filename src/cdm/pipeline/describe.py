@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.table import Table
 
 from cdm.nn.flops import count_flops, count_parameters, estimate_training_memory
-from cdm.pipeline.budget import DEFAULT_MINUTES
+from cdm.pipeline.budget import DEFAULT_MINUTES, own_images, round_budget
 from cdm.pipeline.train_run import Prepared
 from cdm.rng import Rng
 from cdm.train.log import duration
@@ -63,15 +65,15 @@ def describe(prepared: Prepared) -> None:
 
 
 def _images(prepared: Prepared, speeds: dict[int, float]) -> dict[int, int]:
-    """Images of each stage's budget, as far as it can be told: as asked, the recipe's own, or by time and speed."""
+    """Images of each stage's budget, as far as it can be told: as asked, the recipe's own, or by time and speed. One
+    that training would refuse is refused here too."""
     request, todo = prepared.request, prepared.todo
     stages = [prepared.config.stages[k] for k in todo]
-    if request.images is not None:
-        return dict.fromkeys(todo, request.images)
-    if request.minutes is None and all(stage.optim.images for stage in stages):
-        return {k: stage.optim.images for k, stage in zip(todo, stages, strict=True)}
+    own = [own_images(request, stage) for stage in stages]
+    if all(own):
+        return dict(zip(todo, map(round_budget, own, stages), strict=True))
     if len(speeds) < len(todo):
         return {}
-    seconds = 60 * (request.minutes or DEFAULT_MINUTES)
+    seconds = 60 * (request.minutes or DEFAULT_MINUTES) - (time.monotonic() - prepared.began)
     shares = share_minutes(stages, [speeds[k] for k in todo], seconds)
     return {k: images for k, (images, _) in zip(todo, shares, strict=True)}
