@@ -24,7 +24,7 @@ from cdm.rng import Purpose, Rng
 from cdm.runtime import choose_device, choose_dtype
 from cdm.samplers import SAMPLERS
 from cdm.samplers.grid import make_grid
-from cdm.stage import Stage, build_stage, load_weights
+from cdm.stage import Stage, build_stage, check_config, load_weights
 from cdm.types import Cond, Image, Labels
 
 DEFAULT_STEPS = (32, 16)
@@ -90,6 +90,7 @@ class Cascade:
         built = []
         for index in range(len(config.stages)) if stages is None else _first(stages, config, run):
             stage = build_stage(config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels)
+            check_config(stage.config, run / stage.name)
             load_weights(stage, run / stage.name, weights)
             stage.net.eval().requires_grad_(False)
             built.append(stage.to(chosen, dtype))
@@ -138,18 +139,21 @@ class Cascade:
         *,
         num_images: int | None = None,
         settings: SamplingConfig | None = None,
+        steps: Sequence[int] | None = None,
+        sampler: str | None = None,
+        aug_level: float | Sequence[float] | None = None,
+        hand_over: str | None = None,
         stop_after: int | None = None,
         low_res: Image | None = None,
         batch_size: int = 64,
         progress: Progress | None = None,
-        **options: object,
     ) -> Samples:
         """Sample images through the cascade.
 
         labels: class index per image; None for the null label (or a model without classes).
         seeds: one number per image; it alone decides the image's noise, so neither the label nor the batch matters.
             None: 0, 1, 2, ...
-        settings: from ``settings()``; or give its keywords here (``steps``, ``sampler``, ``aug_level``, ``hand_over``).
+        settings: from ``settings()``; or else give its keywords ``steps``, ``sampler``, ``aug_level``, ``hand_over``.
         stop_after: the last stage to run; None: all.
         low_res: clean images ``[B, C, h, w]`` in [-1, 1] at the base's resolution, put in place of the base's own (the
             SR stages run on them).
@@ -157,7 +161,11 @@ class Cascade:
         Raises:
             UserError: anything that cannot work; found before the first network evaluation.
         """
-        settings = settings or self.settings(**options)  # type: ignore[arg-type]
+        own = {"steps": steps, "sampler": sampler, "aug_level": aug_level, "hand_over": hand_over}
+        if settings is not None and (given_too := [name for name, value in own.items() if value is not None]):
+            raise UserError(f"got both settings and {given_too[0]}; expected one of them: put {given_too[0]} into it.")
+        if settings is None:
+            settings = self.settings(steps=steps, sampler=sampler, aug_level=aug_level, hand_over=hand_over)
         last = len(self.stages) - 1 if stop_after is None else stop_after
         if not 0 <= last < len(self.stages):
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cdm.artifacts import load_tensors, weights_file, weights_hash
+from cdm.artifacts import load_json, load_tensors, weights_file, weights_hash
 from cdm.conditioning import Augmented, augment_at
-from cdm.config import ConfigError, StageConfig
+from cdm.config import ConfigError, StageConfig, from_dict
 from cdm.denoiser import NetDenoiser
 from cdm.errors import UserError
 from cdm.nn.unet import UNet
@@ -89,7 +90,7 @@ class Stage:
             told = torch.full((len(low_res),), aug_logsnr, dtype=torch.float32, device=low_res.device)
             eps = torch.zeros_like(low_res)
             if aug_logsnr < AUG_LOGSNR_MAX:
-                eps = rng.normal(Purpose.AUG_NOISE, index.to(low_res.device), tuple(low_res.shape[1:]))
+                eps = rng.normal(Purpose.HAND_OVER_NOISE, index.to(low_res.device), tuple(low_res.shape[1:]))
         augmented = augment_at(self.config.augmentation, low_res, self.config.size, told, eps)
         return Cond(labels, augmented.up, augmented.aug_logsnr), augmented
 
@@ -106,6 +107,20 @@ def build_stage(
             net = UNet(config.net)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     return Stage(config, index, net, num_classes=num_classes, levels=levels)
+
+
+def check_config(config: StageConfig, folder: Path) -> None:
+    """Refuse a stage folder whose ``config.json``, if it has one, is not ``config``: it comes from another run."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    own = from_dict(StageConfig, load_json(path).get("config", {}), str(path))
+    odd = [field.name for field in fields(StageConfig) if getattr(own, field.name) != getattr(config, field.name)]
+    if odd:
+        raise ConfigError(
+            f"{path} and cascade.json differ in {odd[0]!r}; expected the same: "
+            "put back the stage folder that belongs to this run."
+        )
 
 
 def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:

@@ -69,6 +69,16 @@ def test_only_one_level_is_stripped(tmp_path):
     assert source.class_names == ("cat",)
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_one_folder_that_is_a_known_class_is_not_stripped(tmp_path, kind):
+    folder = put(tmp_path / "d", "cat/1.png", "cat/2.png")
+    given = folder if kind == "folder" else zipped(folder, tmp_path / "d.zip")
+    assert open_source(given, ("cat", "dog")).class_names == ("cat",)
+    assert open_source(given, ("dog",)).class_names == ()
+    below = put(tmp_path / "e", "top/cat/1.png")
+    assert open_source(below, ("cat", "dog")).class_names == ("cat",)
+
+
 def test_plain_images_have_no_classes(tmp_path):
     source = open_source(put(tmp_path, "b.png", "a.png", "empty/"))
     assert source.class_names == ()

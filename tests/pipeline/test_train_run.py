@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tests.e2e.forker import tiny
 
-from cdm.artifacts import append_event, load_json, read_events, read_log
-from cdm.cascade import load_config
+from cdm.artifacts import append_event, load_json, read_events, read_log, save_json
+from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig
 from cdm.errors import UserError
 from cdm.pipeline import look
@@ -106,6 +106,24 @@ def test_all_skipped_files_are_named_in_the_run(user: Asking, tmp_path: Path) ->
         file.unlink()
     user.train(stage=0, allow_changed_data=True)
     assert path.read_text() == ""
+
+
+def test_validation_images_of_one_class_are_a_class(user: Asking, tmp_path: Path) -> None:
+    """A single class folder would else be taken for a common top folder."""
+    prepared = user.prepare(val=str(write_images(tmp_path / "val", "d", seed=1)))
+    assert prepared.val is not None and prepared.val.labels is not None
+    assert set(prepared.val.labels.tolist()) == {1} and len(prepared.train) == 12
+
+
+@pytest.mark.parametrize(("classes", "got"), [("bx", "got the class 'x'"), ("", "got images without class folders")])
+def test_validation_images_of_other_classes_are_refused(user: Asking, tmp_path: Path, classes: str, got: str) -> None:
+    val = write_images(tmp_path / "val", classes)
+    if not classes:
+        write_images(tmp_path / "loose", "b").joinpath("b").rename(val)
+    with pytest.raises(UserError) as told:
+        user.prepare(val=str(val))
+    for words in (f"--val {val}", got, "expected the classes b, d, e", "leave --val out"):
+        assert words in str(told.value)
 
 
 def test_other_machine_is_named(user: Asking) -> None:
@@ -213,6 +231,23 @@ def test_stage_configurations_are_there_when_the_cascade_is(user: Asking) -> Non
     user.train(stage=0)
     stages = [load_json(user.request.out / f"{k}-{size}" / "config.json")["config"] for k, size in ((0, 4), (1, 8))]
     assert load_json(user.request.out / "cascade.json")["config"]["stages"] == stages
+
+
+def test_stage_folder_of_another_run_is_refused(user: Asking) -> None:
+    """When the run goes on, and when it is sampled from."""
+    user.train(stage=0)
+    path = user.request.out / "0-4" / "config.json"
+    body = load_json(path)
+    body["config"]["net"]["dropout"] = 0.5
+    save_json(path, body)
+    message = r"0-4/config.json and cascade.json differ in 'net'; expected the same: put back the stage folder"
+    with pytest.raises(UserError, match=message):
+        user.prepare()
+    with pytest.raises(UserError, match=message):
+        Cascade.load(user.request.out, stages=[0])
+    path.unlink()  # as in a cascade exported without it
+    user.prepare()
+    assert len(Cascade.load(user.request.out, stages=[0]).stages) == 1
 
 
 def test_validation_draws_from_other_streams_than_training(user: Asking, monkeypatch: pytest.MonkeyPatch) -> None:

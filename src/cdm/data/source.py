@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -69,8 +69,10 @@ class Source:
             raise ReadError(f"cannot be read: {error}") from error
 
 
-def open_source(spec: str | os.PathLike[str]) -> Source:
+def open_source(spec: str | os.PathLike[str], known_classes: Sequence[str] = ()) -> Source:
     """Open a folder, a zip file or ``builtin:letters``.
+
+    ``known_classes``: of data that this is to be read beside; a single top folder that is one of them is a class.
 
     The class of an image is the first folder level; one common top folder is stripped; deeper folders belong to their
     class. Hidden files, ``__MACOSX`` and files that are no images by their extension are ignored; links to nowhere and
@@ -88,9 +90,9 @@ def open_source(spec: str | os.PathLike[str]) -> Source:
     with told_by_path(path):
         is_folder, is_file = path.is_dir(), path.is_file()
     if is_folder:
-        return _folder_source(path)
+        return _folder_source(path, known_classes)
     if is_file:
-        return _zip_source(path)
+        return _zip_source(path, known_classes)
     raise UserError(f"no data at {where!r}; expected a folder or zip of images, or {LETTERS_SPEC!r}: check the path.")
 
 
@@ -102,7 +104,7 @@ def _letters_source() -> Source:
     return Source(LETTERS_SPEC, letters.CLASS_NAMES, entries, fingerprint, letters.open_png, letters=True)
 
 
-def _folder_source(root: Path) -> Source:
+def _folder_source(root: Path, known_classes: Sequence[str]) -> Source:
     files: dict[str, int] = {}
     skipped: dict[str, str] = {}
     folders: set[str] = set()
@@ -128,14 +130,15 @@ def _folder_source(root: Path) -> Source:
                         skipped[path] = f"cannot be read: {error.strerror or error}"
     except OSError as error:
         raise UserError(f"cannot read the folder {str(root)!r}: {error}; expected a readable folder.") from error
-    return _make_source(str(root), files, skipped, folders, lambda path: open(root / path, "rb"))
+    top = _common_top(files, folders, known_classes)
+    return _make_source(str(root), top, files, skipped, folders, lambda path: open(root / path, "rb"))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _zip_source(path: Path) -> Source:
+def _zip_source(path: Path, known_classes: Sequence[str]) -> Source:
     try:
         archive = zipfile.ZipFile(path)  # stays open as long as the source
     except (OSError, zipfile.BadZipFile) as error:
@@ -160,7 +163,8 @@ def _zip_source(path: Path) -> Source:
                 raise UserError(f"{str(path)!r} is encrypted; expected a plain zip: unpack it and give the folder.")
             files[name.as_posix()] = info.file_size
             original[name.as_posix()] = info.filename
-    return _make_source(str(path), files, skipped, folders, lambda name: archive.open(original[name]))
+    top = _common_top(files, folders, known_classes)
+    return _make_source(str(path), top, files, skipped, folders, lambda name: archive.open(original[name]))
 
 
 def _is_hidden(name: str) -> bool:
@@ -182,14 +186,14 @@ def _unread(path: str) -> str | None:
 
 def _make_source(
     where: str,
+    top: str,
     files: dict[str, int],
     skipped: dict[str, str],
     folders: set[str],
     open_path: Callable[[str], IO[bytes]],
 ) -> Source:
-    """Apply the rules on folders to ``files`` (path to size), those ``skipped`` (path to reason) and all ``folders``,
-    empty ones included."""
-    top = _common_top(files, folders)
+    """Apply the rules on folders below ``top`` to ``files`` (path to size), those ``skipped`` (path to reason) and all
+    ``folders``, empty ones included."""
     below = {path[len(top) :]: size for path, size in files.items()}
     tops = sorted({path[len(top) :].split("/")[0] for path in folders if path.startswith(top)} - {""})
     loose = sorted(path for path in below if "/" not in path)
@@ -241,10 +245,12 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _common_top(files: Iterable[str], folders: Iterable[str]) -> str:
-    """The one folder that holds everything, with its slash, or an empty string."""
+def _common_top(files: Iterable[str], folders: Iterable[str], known_classes: Sequence[str]) -> str:
+    """The one folder that holds everything, with its slash, or an empty string. A known class is no such folder."""
     tops = {path.split("/")[0] for path in folders}
-    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in path for path in files) else ""
+    if len(tops) > 1 or tops & set(known_classes) or not all("/" in path for path in files):
+        return ""
+    return f"{tops.pop()}/" if tops else ""
 
 
 def _fingerprint(class_names: tuple[str, ...], entries: Iterable[Entry]) -> str:

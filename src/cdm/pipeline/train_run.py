@@ -37,7 +37,7 @@ from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
-from cdm.stage import Stage, build_stage
+from cdm.stage import Stage, build_stage, check_config
 from cdm.train.checkpoint import mend_weights
 from cdm.train.events import Events
 from cdm.train.log import TrainLog, TrainProgress, counted, duration, find_tensorboard
@@ -103,21 +103,23 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     """Read the data, check it against an existing run, and make the configuration."""
     began = time.monotonic()
     device = choose_device(request.device)
-    dtype = choose_dtype(request.precision, device)
-    if dtype == torch.float16:
-        raise UserError("got precision fp16, whose gradients underflow in training; expected bf16 or fp32 (or auto).")
+    dtype = choose_dtype(request.precision, device, training=True)
     threads = set_threads(request.threads)
     with told_by_path(Path(request.data)):
         check_place(request)
     source = open_source(request.data)
-    val_source = None if request.val is None else open_source(request.val)
-    val_fingerprint = None if val_source is None else val_source.fingerprint
     stored = _stored(request.out)
     run = None
     if stored is not None:
         check_same(stored, request)
-        check_same_data(stored, source.fingerprint, val_fingerprint, request)
         run = load_config(request.out)
+        for k, stage in enumerate(run.stages):
+            check_config(stage, request.out / f"{k}-{stage.size}")
+    class_names = source.class_names if run is None else run.class_names
+    val_source = None if request.val is None else open_source(request.val, class_names)
+    val_fingerprint = None if val_source is None else val_source.fingerprint
+    if stored is not None:
+        check_same_data(stored, source.fingerprint, val_fingerprint, request)
     sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
     array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
     if run is not None:
@@ -132,7 +134,13 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     )
     if val_source is not None:
         held = _load(val_source, sizes[-1], request.channels, say, data)
-        held = held.with_classes(array.class_names)
+        try:
+            held = held.with_classes(array.class_names)
+        except UserError as error:
+            raise UserError(
+                f"--val {request.val} does not fit the training images: {str(error).rstrip('.')}: "
+                "give folders of these classes, or leave --val out to hold out a share."
+            ) from error
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows = None
     else:
