@@ -469,7 +469,6 @@ def test_weights_are_those_asked_for(run, rough, weights, factor):
     assert all(not p.requires_grad for stage in loaded.stages for p in stage.net.parameters())
 
 
-@pytest.mark.parametrize("stages", [range(4), [1], [1, 0], [], [-1]], ids=str)
 @pytest.mark.parametrize(
     "options", [{"steps": [3]}, {"sampler": "ddim"}, {"aug_level": 0.1}, {"hand_over": "truncated"}], ids=str
 )
@@ -481,6 +480,7 @@ def test_settings_and_a_keyword_of_them_are_refused(rough, options):
         rough.sample([0], stepz=[3])
 
 
+@pytest.mark.parametrize("stages", [range(4), [1], [1, 0], [], [-1]], ids=str)
 def test_stages_that_the_run_lacks_or_that_have_no_base_are_refused(run, stages):
     with pytest.raises(UserError, match=r"got the stages .* which has 3 \(0 to 2\); expected the first so many"):
         Cascade.load(run, stages=stages)

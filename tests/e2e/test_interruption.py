@@ -1,9 +1,9 @@
 """Ctrl-C, full disks, folders that cannot be written, and two processes that want the same run."""
 
+import ctypes
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
@@ -112,17 +112,21 @@ WRITERS = {
 }
 
 
+def obey_permissions():
+    """Root may write everywhere, by a capability that a child can give up before it becomes the command."""
+    drop_from_bounding_set, dac_override = 24, 1  # of linux/prctl.h and linux/capability.h
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+
+
 @pytest.mark.parametrize("case", WRITERS)
 def test_a_folder_without_write_permission(case, trained, data, tmp_path):
     place = tmp_path / "place"
-    command = WRITERS[case](trained.folder, data, place)
-    if os.geteuid():
-        trained.copy(place / "run")
-        for folder in (place, place / "run"):
-            folder.chmod(0o555)
-        refused(run(*command), "no permission for", str(place), "choose another folder")
-        return
-    with mounted(place, "size=256m"):
-        shutil.copytree(trained.folder, place / "run")
-        remount(place, "ro")
-        refused(run(*command), "no permission for", str(place), "choose another folder")
+    trained.copy(place / "run")
+    for folder in (place, place / "run"):
+        folder.chmod(0o555)
+    probe = subprocess.run(["touch", str(place / "probe")], capture_output=True, preexec_fn=obey_permissions)
+    if probe.returncode == 0:
+        pytest.skip("this root may not give up the right to write everywhere")
+    ran = run(*WRITERS[case](trained.folder, data, place), preexec_fn=obey_permissions)
+    refused(ran, "no permission for", str(place), "choose another folder")

@@ -1,5 +1,6 @@
 """The same command again: what goes on, what is refused, and what damage is made good."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ from tests.e2e.command import refused, run, succeeded
 from tests.e2e.conftest import OPTIONS, PLAN, write_images
 
 from cdm import artifacts
+from cdm.artifacts import read_log
 
 MORE = (*PLAN, "--images", "352")
 
@@ -59,8 +61,18 @@ def test_other_data_is_refused(trained, other):
     refused(run("train", other, "--out", trained.folder, *OPTIONS), str(other), "--allow-changed-data", "--out")
 
 
-def test_other_data_with_allow_changed_data(trained, other):
-    succeeded(run("train", other, "--out", trained.folder, *OPTIONS, "--allow-changed-data"), "trained already")
+def test_other_data_with_allow_changed_data(folder, other):
+    """It is trained on, from where the run was; the next call needs no flag."""
+    more = (*PLAN, "--images", "640", "--stage", "0")
+    ran = run("train", other, "--out", folder, *more, "--allow-changed-data")
+    succeeded(ran, "the data has changed", "going on from 320 images", "640 of 640 images")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    (changed,) = (event for event in events if event["kind"] == "data_changed")
+    assert changed["fingerprint"] != changed["fingerprint_before"]
+    rows = read_log(folder / "0-8" / "log.jsonl")
+    assert rows[-1]["images_seen"] == 640 and all(row["loss"] > 0 for row in rows[-8:])
+    again = run("train", other, "--out", folder, *more)
+    assert again.code == 0 and "the data has changed" not in again.out, again
 
 
 def test_other_data_with_a_class_the_run_does_not_know(trained, other):

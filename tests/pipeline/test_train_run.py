@@ -151,6 +151,42 @@ def test_changed_data_keeps_the_numbers_of_the_classes(user: Asking, tmp_path: P
         user.prepare(data=str(write_images(tmp_path / "other", "abd")), allow_changed_data=True)
 
 
+def test_data_that_was_allowed_to_change_is_the_runs_own_from_then_on(user: Asking, tmp_path: Path) -> None:
+    """Recorded with both fingerprints; no flag is needed again, and other data is other data still."""
+    user.request = replace(user.request, val=str(write_images(tmp_path / "val", "b")))
+    user.train(stage=0)
+    first = user.prepare()
+    assert user.events("data_changed") == []
+    second, third = str(write_images(tmp_path / "second", "bde", 5)), str(write_images(tmp_path / "third", "bde", 6))
+    with pytest.raises(UserError, match="--allow-changed-data"):
+        user.train(stage=0, data=second)
+    user.train(stage=0, data=second, allow_changed_data=True)
+    (event,) = user.events("data_changed")
+    now = user.prepare(data=second)  # no flag
+    assert event["fingerprint_before"] == first.fingerprint != event["fingerprint"] == now.fingerprint
+    assert event["val_fingerprint_before"] == event["val_fingerprint"] == first.val_fingerprint is not None
+    assert any("the data has changed" in said for said in user.said)
+    user.train(stage=0, data=second)
+    user.train(stage=0, data=second, allow_changed_data=True)
+    assert len(user.events("data_changed")) == 1
+    for other in (third, user.request.data):
+        with pytest.raises(UserError, match=f"expected {now.fingerprint[:12]}"):
+            user.prepare(data=other)
+
+
+def test_validation_images_that_were_allowed_to_change(user: Asking, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "val", "b")
+    user.request = replace(user.request, val=str(folder))
+    user.train(stage=0)
+    write_images(tmp_path / "more", "d").joinpath("d").rename(folder / "d")
+    with pytest.raises(UserError, match=r"data at .*val is not what"):
+        user.prepare()
+    user.train(stage=0, allow_changed_data=True)
+    (event,) = user.events("data_changed")
+    assert event["val_fingerprint"] != event["val_fingerprint_before"]
+    user.prepare()
+
+
 def test_changed_16_bit_data_keeps_the_window(user: Asking, tmp_path: Path) -> None:
     """The window says which intensity -1 and 1 stand for; weights were trained on that."""
 

@@ -263,11 +263,18 @@ def stop_at(run: Run, images_seen: int) -> Callable[[], bool]:
 
 
 class Clock:
-    """Time that passes only where it is told to, for all of the loop."""
+    """Time that passes only where it is told to, for all of the loop. ``update_s``: of an update, beside its data."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, update_s: float = 0.0) -> None:
         self.now = 1000.0
+        update = step.Trainee.step
+
+        def updating(trainee: step.Trainee, batch: Batch, rng: Rng, lr: float) -> None:
+            self.now += update_s
+            update(trainee, batch, rng, lr)
+
         monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(step.Trainee, "step", updating)
 
     def slow(self, run: Run, seconds: Callable[[int], float]) -> Callable[[Rng, Tensor], Batch]:
         """A batch source that takes ``seconds(position)`` for each batch."""
@@ -280,11 +287,11 @@ class Clock:
 
 
 def test_stage_in_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, clock = Run(tmp_path / "run", interval=40, seconds=30.0), Clock(monkeypatch)
-    run.train(clock.slow(run, lambda position: 1.05))
+    run, clock = Run(tmp_path / "run", interval=40, seconds=30.0), Clock(monkeypatch, update_s=0.8)
+    run.train(clock.slow(run, lambda position: 0.25))
     assert len(run.events("budget")) == 1
     assert [row["seconds"] for row in run.log()] == pytest.approx([1.05 * k for k in range(1, 31)])
-    assert run.log()[-1]["data_wait"] == pytest.approx(1.0)
+    assert [row["data_wait"] for row in run.log()] == pytest.approx([0.25 / 1.05] * 30)
 
 
 @pytest.mark.parametrize("slow_from", [0, 120])
@@ -342,11 +349,11 @@ def test_pauses_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_roll_back_counts_as_time_and_waiting_stays_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, clock = Run(tmp_path / "run", interval=80, seconds=1000.0), Clock(monkeypatch)
+    run, clock = Run(tmp_path / "run", interval=80, seconds=1000.0), Clock(monkeypatch, update_s=0.6)
     run.source.nan = bad(0, 96, 160)
-    run.train(clock.slow(run, lambda position: 1.0))
+    run.train(clock.slow(run, lambda position: 0.4))
     assert run.log()[-1]["seconds"] == pytest.approx(40.0)  # 30 updates and 10 done twice
-    assert all(0 < row["data_wait"] <= 1 + 1e-9 for row in run.log())
+    assert [row["data_wait"] for row in run.log()] == pytest.approx([0.4] * 30)
 
 
 # ---- what is kept and looked at --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from cdm.artifacts import (
     RunLock,
     load_json,
     make_folder,
+    read_events,
     remove_leftovers,
     save_json,
     told_by_path,
@@ -49,6 +50,8 @@ MakeConfig = Callable[[tuple[int, ...], tuple[str, ...], DataConfig, int], Casca
 """A recipe, given sizes, class names, the data's form and the number of training images."""
 
 Say = Callable[[str], None]
+FINGERPRINTS = ("fingerprint", "val_fingerprint")
+"""Of the data, in what ``cascade.json`` tells of training and in the event that data was changed."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ def _stored(out: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out."
         )
-    return stored["training"]
+    changed = [event for event in read_events(out / "events.jsonl") if event["kind"] == "data_changed"]
+    now = {name: changed[-1][name] for name in FINGERPRINTS} if changed else {}
+    return stored["training"] | now
 
 
 def _sizes_from(source: Source) -> tuple[int, ...]:
@@ -210,6 +215,8 @@ def train(prepared: Prepared, say: Say) -> Path:
             check_same(stored, prepared.request)
             check_same_data(stored, prepared.fingerprint, prepared.val_fingerprint, prepared.request)
         events = Events(folder / "events.jsonl")
+        if stored is not None:
+            _note_data(prepared, stored, events, say)
         stages = prepared.config.stages
         extend(prepared.request, stages, prepared.todo, events, lambda k: str(folder / prepared.stage_name(k)), say)
         budgets = plan_stages(
@@ -241,6 +248,19 @@ def _start(prepared: Prepared, say: Say) -> None:
     }
     save_json(folder / "cascade.json", {"config": to_dict(prepared.config), "training": training})
     say(f"new run in {folder}")
+
+
+def _note_data(prepared: Prepared, stored: dict[str, Any], events: Events, say: Say) -> None:
+    """Record that other data was allowed; from then on it is the run's own."""
+    before = {name: stored.get(name) for name in FINGERPRINTS}
+    now = {name: getattr(prepared, name) for name in FINGERPRINTS}
+    if all(before[name] in (None, now[name]) for name in FINGERPRINTS):  # None: from before it was recorded
+        return
+    events.append("data_changed", **now, **{f"{name}_before": value for name, value in before.items()})
+    say(
+        f"the data has changed (fingerprint {(before['fingerprint'] or 'none')[:12]} before, {now['fingerprint'][:12]} "
+        "now); the run goes on with it from here, and its weights are those of no single data set"
+    )
 
 
 def _name_skipped(prepared: Prepared, say: Say) -> None:
