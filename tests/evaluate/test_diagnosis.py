@@ -61,6 +61,7 @@ def test_chance_and_trifles_are_no_faults():
         measured(30, 12, 4), distances=tuple(Estimate(v, None, None, "few") for v in (30.0, 12.0, 4.0))
     )
     assert not diagnose(no_interval).findings
+    assert diagnose(no_interval).sentence == "1,000 images are too few to tell a fault from chance: evaluate more."
     assert "Nothing wrong was found in 1,000 images" in diagnose(measured(5, 4.5, 4)).sentence
     assert not beyond_chance(about(0.74)) and beyond_chance(about(0.76))
     assert difference(about(1), Estimate(2.0, None, None, "why")) == Estimate(-1.0, None, None, "why")

@@ -149,6 +149,8 @@ def diagnose(found: Measurements) -> Diagnosis:
         findings = _whole(found)
     if findings:
         return Diagnosis(findings, findings[0].sentence)
+    if found.distances[0].high is None or found.distances[-1].high is None:
+        return Diagnosis((), f"{found.count:,} images are too few to tell a fault from chance: evaluate more.")
     said = f"{found.extractor} distance {_text(found.distances[0])}, real images {_text(found.distances[-1])}"
     return Diagnosis((), f"Nothing wrong was found in {found.count:,} images ({said}).")
 
@@ -198,6 +200,7 @@ def _told_apart(view: View) -> bool:
 def _disagreements(views: Sequence[View]) -> tuple[Finding, ...]:
     """Pairs of extractors where one is pleased and the other far from it; the worst pair."""
     worst: tuple[float, View, View] | None = None
+    views = [view for view in views if view.spread > 0]  # constant features tell nothing
     for strict in filter(_told_apart, views):
         for pleased in views:
             sure = (strict.excess.value - half_width(strict.excess)) / strict.spread
