@@ -127,6 +127,9 @@ def _verdict(report: Report) -> list[Block]:
         blocks.append(Table(heads, table))
         drawn = [(row["label"], max(row["ratio"], 0.1)) for row in rows]
         blocks.append(Picture(ratio_plot(drawn), "Each distance over that of real validation images, which is 1."))
+    if verdict.get("beside"):
+        beside = [[row["label"], row["shown"], "yes" if row["imagenet"] else "no"] for row in verdict["beside"]]
+        blocks.append(Table(["", "value", "an ImageNet classifier's"], beside))
     return blocks
 
 
@@ -148,7 +151,7 @@ def _diagnosis(report: Report, panels: Sequence[tuple[bytes, str]]) -> list[Bloc
 def _classes(report: Report) -> list[Block]:
     cas = report.cas
     if cas is None:
-        return [Text("No classification accuracy score: it stands under 'Not computed' with its reason.")]
+        return [Text("No classification accuracy score; if it was asked for, 'Not computed' gives the reason.")]
     names, made, real = cas["class_names"], cas["generated"], cas["real"]
     blocks: list[Block] = [Text(cas["sentence"])]
     blocks.append(

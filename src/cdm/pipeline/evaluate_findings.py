@@ -21,19 +21,34 @@ IMAGENET = ("inception", "resnet50")
 PAIRS_SHOWN = 8
 UNLIKELY = 0.01
 """Chance below which copying is told."""
+BESIDE = ("density", "coverage", "is", "cas_top1", "cas_real_top1")
+"""Figures that stand beside the distances."""
 APART = 2.0
 """Ratios further apart than this tell different stories."""
 
 
 def verdict(figures: Sequence[Figure]) -> dict[str, Any]:
     """FID's verdict beside those that guidance cannot cheat: how many times as far from the data as real images each
-    distance puts the samples."""
-    rows = []
+    distance puts the samples, and what the figures without such a floor say."""
+    rows, beside = [], []
     for figure in figures:
-        if figure.metric == "fd" and figure.value is not None and figure.floor is not None and figure.floor > 0:
-            rows.append({"label": f"{figure.label} {figure.hash}", "ratio": figure.value / figure.floor,
-                         "imagenet": figure.extractor in IMAGENET})  # fmt: skip
-    return {"sentence": _agreement(rows), "rows": rows}
+        if figure.value is None:
+            continue
+        imagenet = figure.extractor in IMAGENET
+        if figure.metric in ("fd", "kid") and figure.floor is not None and min(figure.floor, figure.value) > 0:
+            row = {"label": f"{figure.label} {figure.hash}", "ratio": figure.value / figure.floor}
+            rows.append(row | {"imagenet": imagenet, "metric": figure.metric})
+        elif figure.metric in BESIDE:
+            against = f" against {figure.reference}" if figure.extractor else ""
+            label = f"{figure.label}{against} {figure.hash}".strip()
+            beside.append({"label": label, "shown": figure.shown, "imagenet": imagenet or figure.metric == "is"})
+    return {"sentence": _agreement(_comparable(rows)), "rows": rows, "beside": beside}
+
+
+def _comparable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ratios of one kind: of Fréchet distances if there are any, else of KID, which grows as the square of them."""
+    distances = [row for row in rows if row["metric"] == "fd"]
+    return distances or list(rows)
 
 
 def _agreement(rows: Sequence[dict[str, Any]]) -> str:
