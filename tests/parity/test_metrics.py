@@ -146,7 +146,7 @@ def test_inception_from_files_to_figures(tmp_path):
     got = kid(fake_main, real_main, subsets=20, subset_size=12)
     assert got.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
     assert inception_score(probabilities).value == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
-    assert got.value > 1e-3 and theirs["inception_score_mean"] > 1.01  # not a comparison of noise or of constants
+    assert got.value > 1e-3 and theirs["inception_score_mean"] > 1.005  # not a comparison of noise or of constants
     found = prdc(real_main, fake_main)
     assert found.precision.value == pytest.approx(theirs["precision"], rel=1e-3)
     assert found.recall.value == pytest.approx(theirs["recall"], rel=1e-3)
