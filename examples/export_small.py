@@ -2,8 +2,8 @@
 
     python examples/export_small.py runs/letters examples/letters [0.100]
 
-The last word is the EMA profile, the run's first one by default. The copy samples with every `cdm` command; it cannot be
-trained on.
+The last word is the EMA profile, the run's first one by default. The copy samples with every `cdm` command; it cannot
+be trained on.
 """
 
 from __future__ import annotations

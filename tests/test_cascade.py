@@ -498,10 +498,13 @@ def test_the_hash_names_the_weights(run, rough, tmp_path):
     assert Cascade.load(run).hash == "-".join(stage.hash for stage in Cascade.load(run).stages)
 
 
-def test_without_averages_ema_means_the_raw_weights(run, rough):
+def test_nothing_stands_in_for_lost_averages_unasked(run, rough):
+    """Neither the other profile nor the raw weights, which ``weights`` can name."""
     for path in run.rglob("ema-*"):
         path.unlink()
-    assert scale(Cascade.load(run), rough) == [1.0] * 3
+    with pytest.raises(UserError, match=r"stage 0 .* has no weights at .*ema-0.050"):
+        Cascade.load(run)
+    assert scale(Cascade.load(run, weights="raw"), rough) == [1.0] * 3
 
 
 def test_the_first_stages_alone(run, rough):

@@ -106,7 +106,8 @@ def test_too_few_images_are_said_at_once(evaluated):
 def test_images_are_kept_as_asked(evaluated):
     files = sorted((evaluated / "images").rglob("*.png"))
     assert len(files) == 36 and {path.parent.name for path in files} == {"cat", "dog"}
-    assert PILImage.open(files[0]).size == (16, 16)
+    with PILImage.open(files[0]) as picture:
+        assert picture.size == (16, 16)
 
 
 @pytest.mark.parametrize("width", [400, 1200])
@@ -300,7 +301,8 @@ def images_larger_than_the_real_ones(folder, real):
 
 
 def different_classes(folder, real):
-    write_images(folder / "made" / "cow", 12, width=16, height=16)
+    for name in ("cow", "hen"):
+        write_images(folder / "made" / name, 12, width=16, height=16)
     return (folder / "made",), ("'cow'", "cat, dog", "same classes")
 
 
@@ -412,7 +414,9 @@ def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, ca
 def test_compare_puts_reports_side_by_side(evaluated, real, own, cache, tmp_path, capsys):
     common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
     succeeded(run_here(capsys, "evaluate", evaluated / "images", *common, "--out", tmp_path / "made"))
-    succeeded(run_here(capsys, "evaluate", real / "train", *common, "--out", tmp_path / "true"))
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "square" / name, 18, width=16, height=16)
+    succeeded(run_here(capsys, "evaluate", tmp_path / "square", *common, "--out", tmp_path / "true"))
     page = tmp_path / "both.html"
     compare = ("compare", tmp_path / "made", tmp_path / "true" / "report.json", "--out", page)
     succeeded(run_here(capsys, *compare), "made", "true", "KID-blocks", "recall", str(page))

@@ -37,7 +37,8 @@ def test_help_of_a_command_fits_a_screen(command):
     assert len(ran.out.splitlines()) < 45
     assert max(map(len, ran.out.splitlines())) <= 100
     assert "None" not in ran.out
-    assert ("fp16" in ran.out) == (command != "train")  # which refuses it
+    if "--precision" in ran.out:
+        assert ("fp16" in ran.out) == (command != "train")  # which refuses it
 
 
 def test_the_bare_command_shows_what_there_is():

@@ -172,6 +172,7 @@ def test_truncated_hand_over_before_a_stage_without_noise_augmentation(trained, 
     stage["augmentation"] = to_dict(AugmentationConfig(kind="blur"))
     stage["net"]["has_aug_level"] = False
     artifacts.save_json(folder / "cascade.json", body)
+    artifacts.save_json(folder / "1-16" / "config.json", {"config": stage})
     with torch.random.fork_rng(devices=[]):
         net = UNet(load_config(folder).stages[1].net)
     (folder / "1-16" / "ema-0.050.safetensors").unlink()

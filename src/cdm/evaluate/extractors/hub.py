@@ -100,7 +100,7 @@ def _find_folder(model: HubModel, weights: Path | None) -> Path:
     raise MissingWeights(
         f"the weights of {model.name} are neither in {own} nor in the Hugging Face cache; expected model.safetensors "
         f"of {model.repository}: run `hf download {model.repository} config.json model.safetensors`, "
-        f"or give a folder with --weights {model.name}=FOLDER."
+        f"or give a folder with --extractor-weights {model.name}=FOLDER."
     )
 
 

@@ -35,7 +35,7 @@ def find_weights(name: str, asked: Path | None, file: str, source: str) -> Path:
     if not path.exists():
         raise MissingWeights(
             f"the weights of {name} are not at {path}; expected {file} ({source}): "
-            f"put it into {weights_dir()}, or give its path with --weights {name}=PATH."
+            f"put it into {weights_dir()}, or give its path with --extractor-weights {name}=PATH."
         )
     return path
 
