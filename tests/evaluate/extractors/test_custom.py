@@ -149,7 +149,7 @@ def test_missing_weights_are_named(tmp_path, monkeypatch, name):
         load_extractor(name, device=CPU)
     wanted = {"inception": "weights-inception-2015-12-05-6726825d.pth", "dinov2": "facebook/dinov2-large"}
     assert wanted.get(name, "microsoft/resnet-50") in str(told.value)
-    assert str(tmp_path / "weights") in str(told.value) and f"--weights {name}=" in str(told.value)
+    assert str(tmp_path / "weights") in str(told.value) and f"--extractor-weights {name}=" in str(told.value)
     with pytest.raises(MissingWeights, match=str(tmp_path / "mine")):
         load_extractor(name, weights=tmp_path / "mine", device=CPU)
 
