@@ -24,7 +24,7 @@ def made_up_state(seed: int = 0) -> dict[str, torch.Tensor]:
         elif name.endswith("bn.running_mean") or name.endswith("bn.bias"):
             value.normal_(0, 0.1, generator=generator)
         elif name.startswith("fc."):
-            value.normal_(0, 0.02, generator=generator)
+            value.normal_(0, 0.5, generator=generator)
     return state
 
 

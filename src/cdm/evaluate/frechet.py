@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -82,7 +83,7 @@ def _rows_as_factor(features: Rows, stats: FeatureStats) -> Float64[Tensor, "n d
 # ---- the jackknife ---------------------------------------------------------------------------------------------------
 
 
-def _leave_out(features: Rows, stats: FeatureStats) -> list[FeatureStats]:
+def _leave_out(features: Rows, stats: FeatureStats) -> Iterator[FeatureStats]:
     """Statistics without the images ``g, g + GROUPS, ...``, for each g; images sorted by class fall in every group."""
     mean = torch.from_numpy(stats.mean)
     counts = [len(range(group, len(features), GROUPS)) for group in range(GROUPS)]
@@ -97,7 +98,8 @@ def _leave_out(features: Rows, stats: FeatureStats) -> list[FeatureStats]:
             squares[group].addmm_(rows.T, rows)
         start += len(block)
     total = torch.from_numpy(stats.cov) * (stats.count - 1)
-    return [_without(stats, total, count, sums[group], squares[group]) for group, count in enumerate(counts)]
+    for group, count in enumerate(counts):  # one at a time: each is [D, D]
+        yield _without(stats, total, count, sums[group], squares[group])
 
 
 def _without(stats: FeatureStats, total: Tensor, count: int, shift: Tensor, squares: Tensor) -> FeatureStats:
