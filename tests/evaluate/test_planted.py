@@ -143,7 +143,7 @@ def test_an_sr_stage_that_goes_its_own_way(extractor, reference):
     images = replace(images, from_real=((others,),), full=(images.full[0], FRESH.roll(26, dims=0)))
     verdict = judged(images, extractor, reference)
     assert verdict.findings[0].stage == 1 and "consistency" in verdict.findings[0].kinds
-    assert "departs from the low-res image" in verdict.sentence
+    assert "its output departs from the low-res image" in verdict.sentence
 
 
 def test_a_wrong_augmentation_level(extractor, reference):
@@ -169,7 +169,7 @@ def test_a_colour_shift(stage, extractor, reference):
     images = cascade(base=lambda x: x + tint) if stage == 0 else cascade(sr=lambda x: x + tint)
     verdict = judged(images, extractor, reference)
     assert verdict.findings[0].stage == stage and "colour" in verdict.findings[0].kinds
-    assert "shifts colours: channel 0 by +1" in verdict.sentence and "channel 2 by -" in verdict.sentence
+    assert "colours are shifted: channel 0 by +1" in verdict.sentence and "channel 2 by -" in verdict.sentence
     assert "channel 1" not in verdict.sentence
 
 
@@ -195,10 +195,10 @@ class Thumbnails:
 
 def test_samples_that_please_one_extractor_only(extractor, reference):
     """Noise, changed until the domain net sees letters in it; and a cascade that both find fault with."""
-    net, target = extractor.net, extractor(FRESH).main
-    x = (0.3 * noise(FRESH, 5)).requires_grad_()
+    net, target = extractor.net, extractor(FRESH[:260]).main
+    x = (0.3 * noise(FRESH[:260], 5)).requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05)
-    for _ in range(40):
+    for _ in range(30):
         loss = (net.features(x.clamp(-1, 1)) - target).square().sum(dim=1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -207,7 +207,7 @@ def test_samples_that_please_one_extractor_only(extractor, reference):
     own = feature_stats(features_of(eyes, TRAIN))
 
     def verdict_on(samples: Tensor) -> tuple[Measurements, Diagnosis]:
-        full, floor = (frechet_estimate(own, features_of(eyes, images)) for images in (samples, VAL))
+        full, floor = (frechet_estimate(own, features_of(eyes, images[: len(samples)])) for images in (samples, VAL))
         views = [view_of(eyes, own, full, floor)]
         found = measure_images(samples, VAL, extractor, reference, "training set", views=views)
         return found, diagnose(found)

@@ -149,6 +149,8 @@ def diagnose(found: Measurements) -> Diagnosis:
         findings = _whole(found)
     if findings:
         return Diagnosis(findings, findings[0].sentence)
+    if found.distances[0].high is None or found.distances[-1].high is None:
+        return Diagnosis((), f"{found.count:,} images are too few to tell a fault from chance: evaluate more.")
     said = f"{found.extractor} distance {_text(found.distances[0])}, real images {_text(found.distances[-1])}"
     return Diagnosis((), f"Nothing wrong was found in {found.count:,} images ({said}).")
 
@@ -198,6 +200,7 @@ def _told_apart(view: View) -> bool:
 def _disagreements(views: Sequence[View]) -> tuple[Finding, ...]:
     """Pairs of extractors where one is pleased and the other far from it; the worst pair."""
     worst: tuple[float, View, View] | None = None
+    views = [view for view in views if view.spread > 0]  # constant features tell nothing
     for strict in filter(_told_apart, views):
         for pleased in views:
             sure = (strict.excess.value - half_width(strict.excess)) / strict.spread
@@ -255,15 +258,13 @@ def _stages(found: Measurements, better: Level | None) -> tuple[Finding, ...]:
     if better is not None:  # real images put in between the base and this stage were not measured at its new level
         distances[: better.stage + 1] = [better.full] + [None] * (better.stage - 1) + [better.oracle]
     findings = []
-    for stage, name in enumerate(found.stages):
+    for stage in range(len(found.stages)):
         before, after = distances[stage], distances[stage + 1]
         loss = difference(before, after) if before is not None and after is not None else None
         evidence = _evidence(found, stage, loss, distances[0])
         if evidence:
             size = loss.value if loss is not None else 0.0
-            what = "; ".join(text for _, text in evidence)
-            cure = f"train {name.split(' (')[0]} further" if _is_cascade(found) else "train further"
-            text = f"{name[0].upper()}{name[1:]} is at fault: {what}. To mend it, {cure}."
+            text = _accusation(found, stage, [words for _, words in evidence])
             findings.append((size, Finding(tuple(kind for kind, _ in evidence), stage, text)))
     return tuple(finding for _, finding in sorted(findings, key=lambda each: -each[0]))
 
@@ -272,15 +273,15 @@ def _evidence(found: Measurements, stage: int, loss: Estimate | None, whole: Est
     """Kind and words of all that points at a stage."""
     evidence = []
     if loss is not None and whole is not None and beyond_chance(loss) and loss.value >= MATTERS * whole.value:
-        evidence.append(("loss", f"it adds {_text(loss)} of a distance of {_text(whole)}"))
+        evidence.append(("loss", f"{_text(loss)} of the distance of {_text(whole)} comes from there"))
     if found.colour:
         shifts = _shifts(found.colour[stage])
         if shifts:
-            evidence.append(("colour", f"it shifts colours: {', '.join(shifts)} of 255"))
+            evidence.append(("colour", f"colours are shifted: {', '.join(shifts)} of 255"))
     consistency = found.consistency[stage] if found.consistency else None
     if consistency is not None and consistency.oracle.value + half_width(consistency.oracle) < consistency.least:
         text = (
-            f"it departs from the low-res image that it is given ({_text(consistency.oracle)} dB on real ones; "
+            f"its output departs from the low-res image it is made from ({_text(consistency.oracle)} dB on real ones; "
             f"at least {consistency.least:.1f} dB are expected at its level)"
         )
         evidence.append(("consistency", text))
@@ -309,5 +310,9 @@ def _whole(found: Measurements) -> tuple[Finding, ...]:
     return (Finding(("loss",), None, text),)
 
 
-def _is_cascade(found: Measurements) -> bool:
-    return found.stages != (NO_CASCADE,)
+def _accusation(found: Measurements, stage: int, words: Sequence[str]) -> str:
+    if found.stages == (NO_CASCADE,):
+        return f"The generated images are at fault: {'; '.join(words)}. Train what made them further."
+    name = found.stages[stage]
+    short = name.split(" (")[0]
+    return f"{name[0].upper()}{name[1:]} is at fault: {'; '.join(words)}. To mend it, train {short} further."
