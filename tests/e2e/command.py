@@ -1,15 +1,14 @@
 """The real command in a process of its own, as a user runs it, and what must hold of its answers."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 import cdm
 from cdm.cli.main import main
@@ -47,11 +46,12 @@ def run(
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ran:
+def run_here(*arguments: object) -> Ran:
     """``cdm`` in this process: its entry point, exit code and output are those of the command, without its start-up."""
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return Ran(code, out, err)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 @contextmanager

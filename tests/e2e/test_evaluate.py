@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from tests.browser import look
-from tests.e2e.command import TIMEOUT_S, environment, refused, run, run_here, succeeded
-from tests.e2e.conftest import made_once, write_images
+from tests.e2e.command import TIMEOUT_S, environment, refused, run_here, succeeded
+from tests.e2e.conftest import CLASSES, made_once, write_images
+from tests.fakes import random_cascade, save_run, stage_config
 
 from cdm.evaluate.cas import cas
 from cdm.evaluate.results import load_report
@@ -48,17 +49,29 @@ def own(real):
 
 
 @pytest.fixture(scope="session")
-def evaluated(shared, trained, real):
+def made(shared):
+    """A run of two stages with random weights: its images are noise, which is all the same to what measures them."""
+
+    def make(folder):
+        stages = stage_config(8, channels=3, num_labels=2), stage_config(16, 8, channels=3, num_labels=2)
+        save_run(folder / "run", random_cascade(*stages, classes=CLASSES))
+
+    return made_once(shared, "made", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def evaluated(shared, made, real):
     """The whole of it, once: a run of two stages with its own domain extractor."""
 
     def make(folder):
-        out = folder / "out"
         quick = "fd,sfid,kid,is,prdc,memorisation,diagnosis"  # CAS has a test of its own
-        ran = run("evaluate", trained.folder, "--data", real / "val", "--train-data", real / "train", "-n", 36,
-                  "--metrics", quick, "--out", out, "--save", folder / "images", *QUICK,
-                  env=environment(CDM_CACHE=str(folder / "cache")))  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CDM_CACHE", str(folder / "cache"))
+            patch.setenv("CDM_WEIGHTS", str(folder / "no weights"))
+            ran = run_here("evaluate", made, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--metrics",
+                           quick, "--out", folder / "out", "--save", folder / "images", *QUICK)  # fmt: skip
         (folder / "said").write_text(str(ran))
-        assert ran.code == 0 and not ran.err, ran
+        succeeded(ran)
 
     return made_once(shared, "evaluated", make)
 
@@ -119,10 +132,10 @@ def test_the_page_in_a_browser(evaluated, width, tmp_path):
     assert "KID" in seen.found["text"] and "Not computed" in seen.found["text"]
 
 
-def test_classes_are_scored_with_both_arms(evaluated, real, cache, tmp_path, capsys, monkeypatch):
+def test_classes_are_scored_with_both_arms(evaluated, real, cache, tmp_path, monkeypatch):
     """Trained for a few steps only: that the figures, counts and sentence come through."""
     monkeypatch.setattr("cdm.pipeline.evaluate_findings.cas", partial(cas, steps=1, seeds=(0, 1)))
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--train-data", real / "train",
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "val", "--train-data", real / "train",
                    "--metrics", "cas", "--out", tmp_path / "out")  # fmt: skip
     succeeded(ran, "CAS top-1", "trained on real images")
     report = load_report(tmp_path / "out")
@@ -131,11 +144,11 @@ def test_classes_are_scored_with_both_arms(evaluated, real, cache, tmp_path, cap
     assert report.cas["sentence"] in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_without_classes_there_is_no_score_and_the_reason_is_told(evaluated, real, cache, tmp_path, capsys):
+def test_without_classes_there_is_no_score_and_the_reason_is_told(evaluated, real, cache, tmp_path):
     for path in sorted((evaluated / "images").rglob("*.png")):
         (tmp_path / "plain").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "plain" / path.name)
-    ran = run_here(capsys, "evaluate", tmp_path / "plain", "--data", real / "val", "--metrics", "cas", "--out",
+    ran = run_here("evaluate", tmp_path / "plain", "--data", real / "val", "--metrics", "cas", "--out",
                    tmp_path / "out")  # fmt: skip
     refused(ran, "CAS needs classes", "report.html")
 
@@ -143,20 +156,20 @@ def test_without_classes_there_is_no_score_and_the_reason_is_told(evaluated, rea
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, real, own, cache, tmp_path, capsys):
+def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, real, own, cache, tmp_path):
     common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
     folder = ("evaluate", evaluated / "images", *common, "--out", tmp_path / "folder")
-    succeeded(run_here(capsys, *folder, "--save", tmp_path / "images.zip"), "36 images saved in")
-    succeeded(run_here(capsys, "evaluate", tmp_path / "images.zip", *common, "--out", tmp_path / "zip", "--save",
+    succeeded(run_here(*folder, "--save", tmp_path / "images.zip"), "36 images saved in")
+    succeeded(run_here("evaluate", tmp_path / "images.zip", *common, "--out", tmp_path / "zip", "--save",
                        tmp_path / "images.npz"), "reused from an earlier evaluation")  # fmt: skip
-    succeeded(run_here(capsys, "evaluate", tmp_path / "images.npz", *common, "--out", tmp_path / "npz"))
+    succeeded(run_here("evaluate", tmp_path / "images.npz", *common, "--out", tmp_path / "npz"))
     assert len(values(tmp_path / "folder")) == 5
     assert values(tmp_path / "folder") == values(tmp_path / "zip") == values(tmp_path / "npz")
     with np.load(tmp_path / "images.npz") as made:
         assert made["arr_0"].shape == (36, 16, 16, 3) and sorted(set(made["arr_1"].tolist())) == [0, 1]
 
 
-def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tmp_path, capsys, monkeypatch):
+def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tmp_path, monkeypatch):
     again = (
         "evaluate",
         evaluated / "images",
@@ -168,16 +181,16 @@ def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tm
         "--out",
         tmp_path / "o",
     )
-    succeeded(run_here(capsys, *again))
+    succeeded(run_here(*again))
     before = values(tmp_path / "o")
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *_: pytest.fail("computed twice"))
     monkeypatch.setattr("cdm.pipeline.image_source.FileImages.block", lambda *_: pytest.fail("read twice"))
-    succeeded(run_here(capsys, *again))
+    succeeded(run_here(*again))
     assert values(tmp_path / "o") == before
 
 
-def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cache, tmp_path, capsys):
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "fd", *own, "--force",
+def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cache, tmp_path):
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "fd", *own, "--force",
                    "--out", tmp_path / "out")  # fmt: skip
     succeeded(ran, "FD-blocks", " !")
     assert load_report(tmp_path / "out").find("fd").forced
@@ -186,13 +199,13 @@ def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cac
 # ---- interruption and processes --------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_evaluation_goes_on(trained, real, own, cache, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_evaluation_goes_on(made, real, own, cache, tmp_path, monkeypatch):
     """Killed in its third block: the first two are not made again, nor are the files of --save, and the figures are
     those of an evaluation that never stopped."""
     from cdm.pipeline import generate
 
-    command = ("evaluate", trained.folder, "--data", real / "val", "-n", 28, "--metrics", "kid,prdc", *own, *QUICK)
-    succeeded(run_here(capsys, *command, "--out", tmp_path / "whole"))
+    command = ("evaluate", made, "--data", real / "val", "-n", 28, "--metrics", "kid,prdc", *own, *QUICK)
+    succeeded(run_here(*command, "--out", tmp_path / "whole"))
     make, blocks = generate.RunImages.stages, []
 
     def stages(self, start, stop):
@@ -203,19 +216,19 @@ def test_an_interrupted_evaluation_goes_on(trained, real, own, cache, tmp_path, 
 
     monkeypatch.setattr(generate.RunImages, "stages", stages)
     here = (*command, "--out", tmp_path / "out", "--save", tmp_path / "images")
-    ran = run_here(capsys, *here)
+    ran = run_here(*here)
     assert ran.code == 130 and "give the same command again" in ran.err, ran
     blocks.append(-1)
-    succeeded(run_here(capsys, *here), "going on: 16 of 28 images are done")
+    succeeded(run_here(*here), "going on: 16 of 28 images are done")
     assert blocks == [0, 8, -1, 16, 24]
     assert values(tmp_path / "out") == values(tmp_path / "whole")
     assert len(list((tmp_path / "images").rglob("*.png"))) == 28
 
 
-def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_path, capsys):
+def test_two_processes_give_the_figures_of_one(made, real, own, cache, tmp_path):
     command = (
         "evaluate",
-        trained.folder,
+        made,
         "--data",
         real / "val",
         "-n",
@@ -225,7 +238,7 @@ def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_pa
         *own,
         *QUICK,
     )
-    succeeded(run_here(capsys, *command, "--out", tmp_path / "one"))
+    succeeded(run_here(*command, "--out", tmp_path / "one"))
     line = [
         sys.executable,
         "-m",
@@ -252,23 +265,23 @@ def test_two_processes_give_the_figures_of_one(trained, real, own, cache, tmp_pa
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_images_given_as_validation_are_warned_of(evaluated, real, own, cache, tmp_path, capsys):
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "train", "--train-data", real / "train",
+def test_training_images_given_as_validation_are_warned_of(evaluated, real, own, cache, tmp_path):
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "train", "--train-data", real / "train",
                    "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
     succeeded(ran, "warning: the validation images are training images, every one")
     assert "every one" in load_report(tmp_path / "out").warnings[0]
 
 
-def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path, capsys):
+def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path):
     mixed = shutil.copytree(real / "val", tmp_path / "mixed")
     shutil.copy(real / "train" / "cat" / "03.png", mixed / "cat" / "another-name.png")
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", mixed, "--train-data", real / "train",
+    ran = run_here("evaluate", evaluated / "images", "--data", mixed, "--train-data", real / "train",
                    "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
     succeeded(ran, "validation images are training images too, pixel by pixel")
 
 
-def test_a_dry_run_writes_nothing(trained, real, tmp_path, capsys):
-    ran = run_here(capsys, "evaluate", trained.folder, "--data", real / "val", "--out", tmp_path / "out", "--dry-run")
+def test_a_dry_run_writes_nothing(made, real, tmp_path):
+    ran = run_here("evaluate", made, "--data", real / "val", "--out", tmp_path / "out", "--dry-run")
     succeeded(ran, "2,048 images", "nothing was written")
     assert not (tmp_path / "out").exists()
 
@@ -282,6 +295,7 @@ def npz(folder, **arrays):
 
 
 def pictures(folder, count=12, **options):
+    """Twelve images of one class."""
     write_images(folder / "made" / "cat", count, **({"width": 16, "height": 16} | options))
     return folder / "made"
 
@@ -369,14 +383,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
-def test_refused(make, real, own, cache, tmp_path, capsys):
+def test_refused(make, real, own, cache, tmp_path):
     arguments, words = make(tmp_path, real)
     if "--extractors" not in arguments:
         arguments = (*arguments, *own)
-    refused(run_here(capsys, "evaluate", *arguments, "--data", real / "val", "--out", tmp_path / "out"), *words)
+    refused(run_here("evaluate", *arguments, "--data", real / "val", "--out", tmp_path / "out"), *words)
 
 
-def test_diverged_weights_are_told(trained, real, own, cache, tmp_path, capsys, monkeypatch):
+def test_diverged_weights_are_told(made, real, own, cache, tmp_path, monkeypatch):
     """NaN pixels from the run itself."""
     import torch
 
@@ -390,16 +404,16 @@ def test_diverged_weights_are_told(trained, real, own, cache, tmp_path, capsys, 
         return cascade
 
     monkeypatch.setattr(Cascade, "load", diverged)
-    ran = run_here(capsys, "evaluate", trained.folder, "--data", real / "val", "-n", 8, *own, *QUICK, "--out", tmp_path)
+    ran = run_here("evaluate", made, "--data", real / "val", "-n", 8, *own, *QUICK, "--out", tmp_path)
     refused(ran, "pixels that are no numbers", "diverged")
 
 
-def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, cache, tmp_path, capsys, monkeypatch):
+def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, cache, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise np.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.prdc", fails)
-    ran = run_here(capsys, "evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid,prdc", *own,
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid,prdc", *own,
                    "--out", tmp_path / "out")  # fmt: skip
     succeeded(
         ran, "not computed: precision, recall, density, coverage: failed: LinAlgError: did not converge", "KID-blocks"
@@ -411,17 +425,15 @@ def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, ca
 # ---- compare ---------------------------------------------------------------------------------------------------------
 
 
-def test_compare_puts_reports_side_by_side(evaluated, real, own, cache, tmp_path, capsys):
+def test_compare_puts_reports_side_by_side(evaluated, real, own, cache, tmp_path):
     common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
-    succeeded(run_here(capsys, "evaluate", evaluated / "images", *common, "--out", tmp_path / "made"))
-    for name in ("cat", "dog"):
-        write_images(tmp_path / "square" / name, 18, width=16, height=16)
-    succeeded(run_here(capsys, "evaluate", tmp_path / "square", *common, "--out", tmp_path / "true"))
+    succeeded(run_here("evaluate", evaluated / "images", *common, "--out", tmp_path / "made"))
+    succeeded(run_here("evaluate", real / "train", *common, "--out", tmp_path / "true"))
     page = tmp_path / "both.html"
     compare = ("compare", tmp_path / "made", tmp_path / "true" / "report.json", "--out", page)
-    succeeded(run_here(capsys, *compare), "made", "true", "KID-blocks", "recall", str(page))
+    succeeded(run_here(*compare), "made", "true", "KID-blocks", "recall", str(page))
     assert "KID-blocks" in page.read_text()
-    refused(run_here(capsys, *compare), "both.html exists already", "--force")
+    refused(run_here(*compare), "both.html exists already", "--force")
 
 
 def no_report(folder):
@@ -438,6 +450,6 @@ def damaged_report(folder):
 
 
 @pytest.mark.parametrize("make", [no_report, one_report, damaged_report], ids=lambda make: make.__name__)
-def test_compare_refuses(make, tmp_path, capsys):
+def test_compare_refuses(make, tmp_path):
     arguments, words = make(tmp_path)
-    refused(run_here(capsys, "compare", *arguments), *words)
+    refused(run_here("compare", *arguments), *words)
