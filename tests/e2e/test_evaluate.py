@@ -68,8 +68,8 @@ def evaluated(shared, made, real):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CDM_CACHE", str(folder / "cache"))
             patch.setenv("CDM_WEIGHTS", str(folder / "no weights"))
-            ran = run_here("evaluate", made, "--data", real / "val", "--train-data", real / "train", "-n", 36, "--metrics",
-                           quick, "--out", folder / "out", "--save", folder / "images", *QUICK)  # fmt: skip
+            data = ("--data", real / "val", "--train-data", real / "train", "--out", folder / "out")
+            ran = run_here("evaluate", made, *data, "-n", 36, "--metrics", quick, "--save", folder / "images", *QUICK)
         (folder / "said").write_text(str(ran))
         succeeded(ran)
 
@@ -428,7 +428,9 @@ def test_a_metric_that_fails_leaves_the_others_standing(evaluated, real, own, ca
 def test_compare_puts_reports_side_by_side(evaluated, real, own, cache, tmp_path):
     common = ("--data", real / "val", "--metrics", "kid,prdc", *own)
     succeeded(run_here("evaluate", evaluated / "images", *common, "--out", tmp_path / "made"))
-    succeeded(run_here("evaluate", real / "train", *common, "--out", tmp_path / "true"))
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "square" / name, 18, width=16, height=16)
+    succeeded(run_here("evaluate", tmp_path / "square", *common, "--out", tmp_path / "true"))
     page = tmp_path / "both.html"
     compare = ("compare", tmp_path / "made", tmp_path / "true" / "report.json", "--out", page)
     succeeded(run_here(*compare), "made", "true", "KID-blocks", "recall", str(page))
