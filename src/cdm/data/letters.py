@@ -33,10 +33,10 @@ FACES = (
     *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
 
-LETTERS_VERSION = "letters 1"  # part of fingerprints: change it when the letters change
+LETTERS_VERSION = "letters 2"  # part of fingerprints: change it when the letters change
 CHUNK = 512  # letters drawn at a time
 _COLOUR_TRIES = 12
-_MIN_CONTRAST = 0.35  # difference of luma, of 1
+_MIN_CONTRAST = 0.4  # difference of luma, of 1
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -77,14 +77,14 @@ def _cover(letter: int, pose: Float64[np.ndarray, "6"], size: int) -> UInt8[np.n
     supersampling = 4 if size <= 64 else 2
     fine = size * supersampling
     glyph = _glyph(int(pose[0] * len(FACES)), letter, fine)
-    angle = np.radians(15 * (2 * pose[1] - 1))
-    shear = 0.15 * (2 * pose[3] - 1)
+    angle = np.radians(6 * (2 * pose[1] - 1))
+    shear = 0.06 * (2 * pose[3] - 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1.0, shear], [0.0, 1.0]]
     half = np.array(glyph.size) / 2
     extent = np.abs(turn) @ half  # half width and height once turned
-    scale = fine * (0.55 + 0.35 * pose[2]) / 2 / extent.max()
+    scale = fine * (0.75 + 0.15 * pose[2]) / 2 / extent.max()
     room = fine / 2 - scale * extent
-    centre = fine / 2 + 0.8 * room * (2 * pose[4:6] - 1)
+    centre = fine / 2 + 0.5 * room * (2 * pose[4:6] - 1)
     back = np.linalg.inv(scale * turn)  # Pillow asks where each output pixel comes from
     start = half - back @ centre
     affine = (back[0, 0], back[0, 1], start[0], back[1, 0], back[1, 1], start[1])

@@ -122,7 +122,7 @@ def demo(facts: Facts) -> CascadeConfig:
         else:
             net = _net(facts, index, 48, (1, 1, 1), (), patch=2)
         optim = OptimConfig(
-            optimizer="muon", batch_size=32, lr=1.5e-3, warmup_images=320, cost_share=0.65 if index == 0 else 0.35
+            optimizer="muon", batch_size=64, lr=1.6e-3, warmup_images=640, cost_share=0.7 if index == 0 else 0.3
         )
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(
