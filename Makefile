@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= cpu
-MINUTES ?= 5
+MINUTES ?= 5.4
 CDM_RUNS ?= runs
 
 BIN := $(VENV)/bin

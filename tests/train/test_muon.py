@@ -67,6 +67,17 @@ def test_updates_follow_their_definition() -> None:
         torch.testing.assert_close(p, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_parts_of_a_weight_are_updated_as_weights_of_their_own() -> None:
+    whole, halves = draw(6, 7), (draw(6, 7)[:3].clone(), draw(6, 7)[3:].clone())
+    together, apart = Muon([whole], parts=[2]), Muon(halves)
+    for step in range(3):
+        whole.grad = draw(6, 7, seed=step)
+        halves[0].grad, halves[1].grad = whole.grad[:3].clone(), whole.grad[3:].clone()
+        together.step(1e-2, GOOD)
+        apart.step(1e-2, GOOD)
+    torch.testing.assert_close(whole, torch.cat(halves))
+
+
 def test_bad_step_changes_neither_weights_nor_momentum() -> None:
     muon = Muon([draw(4, 3, 3, 3), draw(4, 4)])
     for p in muon.params:

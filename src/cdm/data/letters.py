@@ -77,14 +77,14 @@ def _cover(letter: int, pose: Float64[np.ndarray, "6"], size: int) -> UInt8[np.n
     supersampling = 4 if size <= 64 else 2
     fine = size * supersampling
     glyph = _glyph(int(pose[0] * len(FACES)), letter, fine)
-    angle = np.radians(6 * (2 * pose[1] - 1))
-    shear = 0.06 * (2 * pose[3] - 1)
+    angle = np.radians(3 * (2 * pose[1] - 1))
+    shear = 0.03 * (2 * pose[3] - 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1.0, shear], [0.0, 1.0]]
     half = np.array(glyph.size) / 2
     extent = np.abs(turn) @ half  # half width and height once turned
-    scale = fine * (0.75 + 0.15 * pose[2]) / 2 / extent.max()
+    scale = fine * (0.82 + 0.08 * pose[2]) / 2 / extent.max()
     room = fine / 2 - scale * extent
-    centre = fine / 2 + 0.5 * room * (2 * pose[4:6] - 1)
+    centre = fine / 2 + 0.3 * room * (2 * pose[4:6] - 1)
     back = np.linalg.inv(scale * turn)  # Pillow asks where each output pixel comes from
     start = half - back @ centre
     affine = (back[0, 0], back[0, 1], start[0], back[1, 0], back[1, 1], start[1])

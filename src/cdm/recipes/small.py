@@ -122,7 +122,12 @@ def demo(facts: Facts) -> CascadeConfig:
         else:
             net = _net(facts, index, 48, (1, 1, 1), (), patch=2)
         optim = OptimConfig(
-            optimizer="muon", batch_size=64, lr=1.6e-3, warmup_images=640, cost_share=0.7 if index == 0 else 0.3
+            optimizer="muon",
+            batch_size=64,
+            lr=2.4e-3 if index == 0 else 1.6e-3,
+            warmup_images=640,
+            decay_fraction=0.5 if index == 0 else 0.3,
+            cost_share=0.7 if index == 0 else 0.3,
         )
         stages.append(_stage(facts, index, net, optim))
     return CascadeConfig(

@@ -39,7 +39,7 @@ MAX_ATTEMPTS = 5
 PREVIEWS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Pictures at these shares of the budget, and at the end: early on and then now and again."""
 VALIDATIONS = tuple(k / 16 for k in range(1, 16))
-PREVIEW_APART, VALIDATION_APART = 1500, 4000
+PREVIEW_APART, VALIDATION_APART = 3000, 8000
 """Images between two looks at the least. One costs about as much as training on 100, or 200 images."""
 CHECK_STEPS = 16
 """The device's counters are read once in so many updates."""

@@ -32,11 +32,11 @@ def orthogonalise(x: Matrices) -> Matrices:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = x @ x.mT
     one = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    product = one.expand_as(gram)
-    for _ in range(ROUNDS):
+    product = factor = a * one + b * gram + c * (gram @ gram)
+    for _ in range(ROUNDS - 1):
+        gram = factor @ gram @ factor
         factor = a * one + b * gram + c * (gram @ gram)
         product = factor @ product
-        gram = factor @ gram @ factor
     return product @ x
 
 
@@ -53,17 +53,22 @@ def _like_weight(matrix: Float[Tensor, "out rest"], weight: Tensor) -> Tensor:
 
 
 class Muon:
-    """Updates matrices and convolutions. ``momentum``: one buffer per parameter, in its shape; may be written to."""
+    """Updates matrices and convolutions. ``momentum``: one buffer per parameter, in its shape; may be written to.
 
-    def __init__(self, params: Sequence[Tensor], weight_decay: float = 0.0) -> None:
+    ``parts``: how many matrices stand above each other in each parameter (scale and shift of a modulation are two).
+    """
+
+    def __init__(self, params: Sequence[Tensor], weight_decay: float = 0.0, parts: Sequence[int] | None = None) -> None:
         self.params = list(params)
+        self.parts = [1] * len(self.params) if parts is None else list(parts)
         self.weight_decay = weight_decay
         self.momentum = [torch.zeros_like(p) for p in self.params]
         order = sorted(range(len(self.params)), key=self._shape)
         self._groups = [list(group) for _, group in groupby(order, key=self._shape)]
 
     def _shape(self, i: int) -> tuple[int, ...]:
-        return tuple(as_matrix(self.params[i]).shape)
+        rows, columns = as_matrix(self.params[i]).shape
+        return self.parts[i], rows // self.parts[i], columns
 
     @torch.no_grad()
     def step(self, lr: float, bad: Float[Tensor, ""]) -> None:
@@ -75,10 +80,11 @@ class Muon:
                 grad, old = self.params[i].grad, self.momentum[i]
                 assert grad is not None
                 old.copy_(torch.where(skip, old, torch.lerp(grad, old, MOMENTUM)))
-                updates.append(as_matrix(torch.lerp(grad, old, MOMENTUM)))  # Nesterov's look ahead
-            rows, columns = updates[0].shape
+                ahead = as_matrix(torch.lerp(grad, old, MOMENTUM))  # Nesterov's look ahead
+                updates.append(ahead.unflatten(0, (self.parts[i], -1)))
+            rows, columns = updates[0].shape[1:]
             scale = lr * UPDATE_RMS * max(rows, columns) ** 0.5
-            for i, update in zip(group, orthogonalise(torch.stack(updates)), strict=True):
+            for i, update in zip(group, orthogonalise(torch.cat(updates)).split(len(updates[0])), strict=True):
                 weight = self.params[i]
-                step = _like_weight(update, weight) * scale + (lr * self.weight_decay) * weight
+                step = _like_weight(update.flatten(0, 1), weight) * scale + (lr * self.weight_decay) * weight
                 weight.sub_(torch.where(skip, 0.0, step))

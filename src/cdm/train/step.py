@@ -45,8 +45,12 @@ class Trainee:
         self.params = [p for _, p in stage.net.named_parameters()]
         optim = stage.config.optim
         inner = [optim.optimizer == "muon" and _is_inner(n, p) for n, p in zip(self.names, self.params, strict=True)]
-        self.muon = Muon([p for p, own in zip(self.params, inner, strict=True) if own], optim.weight_decay)
         self.muon_names = [name for name, own in zip(self.names, inner, strict=True) if own]
+        self.muon = Muon(
+            [p for p, own in zip(self.params, inner, strict=True) if own],
+            optim.weight_decay,
+            parts=[2 if name.endswith("modulation.weight") else 1 for name in self.muon_names],  # scale | shift
+        )
         self.optimizer = torch.optim.AdamW(
             [p for p, own in zip(self.params, inner, strict=True) if not own],
             lr=optim.lr,
