@@ -12,4 +12,4 @@ cdm train "${TRAIN[@]}" --out "$RUN-sr" --stage 1 --images 40000 &
 wait
 cp -r "$RUN-sr/1-128" "$RUN/"
 cdm train "${TRAIN[@]}" --out "$RUN" --stage 1 --images 40000  # it is trained: samples and report of the whole
-cdm evaluate "$RUN" --data "$DATA/emoji128-val.zip" --out "$RUN/evaluation"
+cdm evaluate "$RUN" --data "$DATA/emoji128-val.zip" -n 512 --out "$RUN/evaluation"
