@@ -26,7 +26,7 @@ class PlainLines:
         self._what, self._began, self._before = "", clock(), 0.0
         self._last = self._began
 
-    def update(self, what: str, done: float, total: float, info: str) -> None:
+    def update(self, what: str, done: int | float, total: int | float, info: str) -> None:
         now = self._clock()
         if what != self._what:
             self._what, self._began, self._before = what, now, done
