@@ -13,7 +13,7 @@ from tests.fakes import cascade_config, random_cascade, random_stage, save_run, 
 from torch import Tensor
 
 import cdm.cascade
-from cdm.cascade import Cascade, Samples, image_seed, run_stage
+from cdm.cascade import Cascade, Samples, _integers, image_seed, run_stage
 from cdm.conditioning import augment_for_training, quantise, upsample
 from cdm.config import AugmentationConfig, ConfigError, SamplingConfig, ScheduleConfig
 from cdm.data.pixels import to_images
@@ -397,6 +397,13 @@ def test_more_steps_than_a_table_has_and_more_noise_than_trained_with():
         random_cascade(table, timid).settings(aug_level=0.7)
 
 
+@pytest.mark.parametrize("values", [[0.5], ["cat"], 0, "A", [True], [2**70], [[1], [2]], torch.tensor(1)])
+def test_labels_and_seeds_are_lists_of_whole_numbers(values):
+    with pytest.raises(UserError, match=r"got seeds .*expected a list of whole numbers"):
+        _integers("seeds", values)
+    assert _integers("labels", [1, 2]).dtype == torch.int64
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -410,6 +417,10 @@ def test_more_steps_than_a_table_has_and_more_noise_than_trained_with():
         ({"stop_after": -1}, "got stage -1"),
         ({"low_res": torch.zeros(2, 3, 16, 16)}, "got low_res images of shape (3, 16, 16); expected (3, 8, 8)"),
         ({"low_res": torch.zeros(2, 1, 8, 8)}, "got low_res images of shape (1, 8, 8)"),
+        ({"low_res": torch.full((2, 3, 8, 8), math.nan)}, "not all in [-1, 1]"),
+        ({"low_res": torch.full((2, 3, 8, 8), 255.0)}, "not all in [-1, 1]"),
+        ({"seeds": [3, -1]}, "got the seed -1; expected 0 or more"),
+        ({"batch_size": 0}, "got batch_size 0; expected at least 1"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_computed(rough, request_, message):

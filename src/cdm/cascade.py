@@ -169,10 +169,13 @@ class Cascade:
         last = len(self.stages) - 1 if stop_after is None else stop_after
         if not 0 <= last < len(self.stages):
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
-        given = [len(x) for x in (labels, seeds, low_res) if x is not None]
+        if batch_size < 1:
+            raise UserError(f"got batch_size {batch_size}; expected at least 1.")
+        all_labels = None if labels is None else _integers("labels", labels)
+        all_seeds = None if seeds is None else _integers("seeds", seeds)
+        given = [len(x) for x in (all_labels, all_seeds, low_res) if x is not None]
         count = num_images if num_images is not None else (given or [1])[0]
-        all_labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        all_seeds = torch.arange(count) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64)
+        all_seeds = torch.arange(count) if all_seeds is None else all_seeds
         self._check(count, all_labels, all_seeds, low_res)
         running = self.stages[0 if low_res is None else 1 : last + 1]
         for stage in running:
@@ -201,6 +204,13 @@ class Cascade:
                 f"got low_res images of shape {tuple(low_res.shape[1:])}; expected {wanted} (channels, height, width), "
                 "the base's: resize them."
             )
+        if low_res is not None and not (low_res.is_floating_point() and bool((low_res.abs() <= 1).all())):
+            raise UserError(
+                f"got low_res images of {low_res.dtype} that are not all in [-1, 1]; expected floats in [-1, 1]: "
+                "uint8 ones become such as x.float() / 127.5 - 1."
+            )
+        if int(seeds.min()) < 0:
+            raise UserError(f"got the seed {int(seeds.min())}; expected 0 or more.")
 
     def _sample_chunk(
         self,
@@ -270,12 +280,29 @@ def _first(stages: Sequence[int], config: CascadeConfig, run: Path) -> Sequence[
     return stages
 
 
+def _integers(name: str, values: object) -> Int64[Tensor, " b"]:
+    """``values`` as an int64 tensor ``[B]``; anything but whole numbers below 2^63 is refused."""
+    try:
+        given = torch.as_tensor(values)
+        whole = not given.numel() or not (given.dtype.is_floating_point or given.dtype.is_complex)
+        if given.ndim != 1 or given.dtype == torch.bool or not whole:
+            raise ValueError
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise UserError(
+            f"got {name} {values!r:.60}; expected a list of whole numbers, one per image"
+            + (" (cascade.class_names.index(name) is a class's number)." if name == "labels" else ".")
+        ) from None
+    return given.to(torch.int64)
+
+
 def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Network evaluations per stage: those asked for from the base up, then the run's own."""
     stages = config.stages
     most = [s.schedule.num_timesteps if s.schedule.kind.endswith("_table") else MAX_STEPS for s in stages]
     usual = (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (len(stages) - 1)
     default = config.sampling.steps or tuple(map(min, usual, most))
+    if isinstance(asked, int | float | str) or any(not isinstance(count, int) for count in asked or ()):
+        raise UserError(f"got the steps {asked!r}; expected whole numbers, from the base up, as (32, 16).")
     given = default if asked is None else tuple(asked)
     if not 0 < len(given) <= len(stages):
         raise UserError(
@@ -296,7 +323,10 @@ def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) ->
         raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
     if asked is None:
         asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
-    levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
+    try:
+        levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
+    except (TypeError, ValueError):
+        raise UserError(f"got the augmentation level {asked!r}; expected numbers from 0 to 1.") from None
     if len(levels) != len(stages):
         raise UserError(
             f"got {len(levels)} augmentation levels for {len(stages)} SR stages; give one, or one for each."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -132,9 +133,12 @@ def load_weights(stage: Stage, folder: Path, weights: str = "ema") -> Stage:
         profiles = stage.config.optim.ema_sigma_rel
         path = folder / weights_file(profiles[0] if profiles else None)
     else:
-        path = folder / f"ema-{weights}.safetensors"
+        name = weights
+        with suppress(ValueError):  # 0.05 names 0.050
+            name = f"{float(weights):.3f}"
+        path = folder / f"ema-{name}.safetensors"
         profiles = [file.stem.removeprefix("ema-") for file in sorted(folder.glob("ema-*.safetensors"))]
-        if profiles and weights not in profiles:
+        if profiles and name not in profiles:
             raise UserError(f"unknown weights {weights!r} in {folder}; expected ema, raw or {' or '.join(profiles)}.")
     if not path.exists():
         raise UserError(

@@ -93,6 +93,14 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path):
         assert [e.path for e in source.entries] == sorted(LAYOUT)
 
 
+def test_what_is_no_regular_file_is_skipped_and_named(tmp_path):
+    put(tmp_path, *LAYOUT)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")  # reading it would wait for ever
+    source = open_source(tmp_path)
+    assert [e.path for e in source.entries] == sorted(LAYOUT)
+    assert ("cat/pipe.png", "not a regular file") in source.skipped
+
+
 def test_fingerprint_follows_paths_sizes_and_classes(tmp_path):
     first = open_source(put(tmp_path / "a", *LAYOUT)).fingerprint
     assert open_source(put(tmp_path / "b", *LAYOUT)).fingerprint == first

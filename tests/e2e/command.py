@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def refused(ran: Ran, *words: str) -> None:
 
 
 def succeeded(ran: Ran, *words: str) -> None:
-    """Exit code 0, ``words`` on stdout, and nothing on stderr."""
-    assert ran.code == 0 and not ran.err, ran
+    """Exit code 0, ``words`` on stdout, and nothing but progress on stderr (a slow machine shows some)."""
+    assert ran.code == 0 and not [line for line in ran.err.splitlines() if not re.search(r": .* left$", line)], ran
     for word in words:
         assert word in ran.out, f"no {word!r} in: {ran.out}"

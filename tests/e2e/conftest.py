@@ -12,8 +12,8 @@ import pytest
 from PIL import Image as PILImage
 from tests.e2e.command import Ran, environment, run
 
-PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "160")
-OPTIONS = (*PLAN, "--images", "320")
+PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "320")
+OPTIONS = (*PLAN, "--images", "640")
 CLASSES = ("cat", "dog")
 
 

@@ -33,6 +33,7 @@ REFUSED = {
     "no checkpoint kept": (("--keep", "0"), ("--keep is 0", "expected at least 1")),
     "seed below zero": (("--seed", "-1"), ("--seed is -1", "expected 0")),
     "validation data missing": (("--val", "nowhere"), ("no data at 'nowhere'", "check the path")),
+    "run folder without a name": (("--out", ""), ("empty --out", "expected a path")),
     "run folder that is a file": (("--out", __file__), ("test_bad_options.py", "expected a folder")),
 }
 
@@ -40,7 +41,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, data, tmp_path):
     options, words = REFUSED[case]
-    given = {"--out": str(tmp_path / "run"), "--recipe": "demo", "--sizes": "8,16", "--images": "320"}
+    given = {"--out": str(tmp_path / "run"), "--recipe": "demo", "--sizes": "8,16", "--images": "640"}
     given |= dict(zip(options[::2], options[1::2], strict=True))
     if case == "minutes too few" or case == "minutes that are no number":
         del given["--images"]
@@ -49,3 +50,5 @@ def test_refused(case, data, tmp_path):
     if case.endswith("too few"):
         refused(run("train", data, *line, "--dry-run"), *words)  # it tells what would be refused
     assert not (tmp_path / "run" / "cascade.json").exists()
+    if case == "images too few":
+        assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.command import finish, refused, run, started, succeeded
 from tests.e2e.conftest import OPTIONS, PLAN
 
-MORE = (*PLAN, "--images", "640", "--stage", "0")
+MORE = (*PLAN, "--images", "1280", "--stage", "0")
 ENDLESS = (*PLAN, "--images", "1000000", "--stage", "0")
 
 
@@ -40,7 +40,7 @@ def remount(folder, options):
 def test_ctrl_c_saves_and_the_same_command_goes_on(trained, data, tmp_path):
     folder = trained.copy(tmp_path / "my run")
     command = ("train", data, "--out", folder, *MORE)
-    with started(*command, until="of 640 images") as process:
+    with started(*command, until="of 1,280 images") as process:
         process.send_signal(signal.SIGINT)
         stopped = finish(process)
     assert stopped.code == 130 and "Traceback" not in stopped.err, stopped
@@ -48,8 +48,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(trained, data, tmp_path):
     assert told.startswith("cdm: stopped and saved") and "same command" in told
     assert f"cdm train {data} --out '{folder}'" in told  # quoted, to be pasted
     ran = run(*command)
-    succeeded(ran, "640 of 640 images")
-    assert int(re.search(r"going on from (\d+) images", ran.out)[1]) > 320
+    succeeded(ran, "1,280 of 1,280 images")
+    assert int(re.search(r"going on from (\d+) images", ran.out)[1]) > 640
 
 
 def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(trained, data, tmp_path):
@@ -79,7 +79,7 @@ def test_disk_full_keeps_what_was_saved_and_the_same_command_goes_on(trained, da
         kept = [path.name for path in (disk / "run" / "0-8" / "training").iterdir()]
         assert kept == ["ckpt-000000000160.safetensors"]
         remount(disk, "size=256m")
-        succeeded(run(*command), "going on from 160 images", "320 of 320 images")
+        succeeded(run(*command), "going on from 320 images", "640 of 640 images")
 
 
 def test_disk_full_by_a_limit_on_the_size_of_files(trained, data, tmp_path):
@@ -92,7 +92,7 @@ def test_disk_full_by_a_limit_on_the_size_of_files(trained, data, tmp_path):
     ran = run("train", data, "--out", folder, *MORE, preexec_fn=limit)
     refused(ran, "disk is full", "free some space")
     assert {path: path.read_bytes() for path in (folder / "0-8").rglob("*.safetensors")} == weights
-    succeeded(run("info", folder), "320 images")
+    succeeded(run("info", folder), "640 images")
 
 
 def test_disk_full_while_sampling(trained, tmp_path):

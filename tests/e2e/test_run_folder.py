@@ -10,7 +10,7 @@ from tests.e2e.conftest import OPTIONS, PLAN, write_images
 from cdm import artifacts
 from cdm.artifacts import read_log
 
-MORE = (*PLAN, "--images", "352")
+MORE = (*PLAN, "--images", "704")
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def test_a_finished_run_says_so(trained, data):
 
 def test_a_larger_budget_extends_the_run(folder, data):
     ran = run("train", data, "--out", folder, *MORE, "--stage", "0")
-    succeeded(ran, "extended from 320 to 352 images", "going on from 320 images", "352 of 352 images")
-    assert "352 images" in run("info", folder).out
+    succeeded(ran, "extended from 640 to 704 images", "going on from 640 images", "704 of 704 images")
+    assert "704 images" in run("info", folder).out
 
 
 CHANGED = {
@@ -35,8 +35,8 @@ CHANGED = {
     "sizes left out": (("--sizes", None), ("--sizes 8,16", "now it is (none)")),
     "other seed": (("--seed", "1"), ("--seed 0", "now it is 1", "repeat the old value")),
     "flips": (("--flip", ""), ("--flip False", "now it is True")),
-    "smaller budget": (("--images", "319"), ("--images 320", "now it is --images 319", "larger")),
-    "other kind of budget": (("--minutes", "9"), ("--images 320", "now it is --minutes 9")),
+    "smaller budget": (("--images", "639"), ("--images 640", "now it is --images 639", "larger")),
+    "other kind of budget": (("--minutes", "9"), ("--images 640", "now it is --minutes 9")),
 }
 
 
@@ -63,14 +63,14 @@ def test_other_data_is_refused(trained, other):
 
 def test_other_data_with_allow_changed_data(folder, other):
     """It is trained on, from where the run was; the next call needs no flag."""
-    more = (*PLAN, "--images", "640", "--stage", "0")
+    more = (*PLAN, "--images", "1280", "--stage", "0")
     ran = run("train", other, "--out", folder, *more, "--allow-changed-data")
-    succeeded(ran, "the data has changed", "going on from 320 images", "640 of 640 images")
+    succeeded(ran, "the data has changed", "going on from 640 images", "1,280 of 1,280 images")
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     (changed,) = (event for event in events if event["kind"] == "data_changed")
     assert changed["fingerprint"] != changed["fingerprint_before"]
     rows = read_log(folder / "0-8" / "log.jsonl")
-    assert rows[-1]["images_seen"] == 640 and all(row["loss"] > 0 for row in rows[-8:])
+    assert rows[-1]["images_seen"] == 1280 and all(row["loss"] > 0 for row in rows[-8:])
     again = run("train", other, "--out", folder, *more)
     assert again.code == 0 and "the data has changed" not in again.out, again
 
@@ -148,6 +148,6 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_one_used(damage, folde
     (folder / "0-8" / "training" / f".{last.name}.{10**9}.tmp").write_bytes(b"half of a write that was killed")
     ran = run("train", data, "--out", folder, *MORE, "--stage", "0")
     seen = int(before.stem.split("-")[1])
-    succeeded(ran, str(last), "is damaged", f"going on from {seen} images", "352 of 352 images")
+    succeeded(ran, str(last), "is damaged", f"going on from {seen} images", "704 of 704 images")
     assert (folder / "0-8" / "training" / f"{last.name}.damaged").exists()
     assert not list(folder.rglob(".*.tmp"))

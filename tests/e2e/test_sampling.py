@@ -235,7 +235,7 @@ def test_upscale_refuses(make, trained, tmp_path):
 
 def test_info_tells_stages_classes_and_weights(trained):
     ran = run("info", trained.folder)
-    succeeded(ran, "8 -> 16 pixels", "recipe demo", "2 classes: cat, dog", "320 images", "gaussian")
+    succeeded(ran, "8 -> 16 pixels", "recipe demo", "2 classes: cat, dog", "640 images", "gaussian")
     assert max(map(len, ran.out.splitlines())) <= 100
 
 

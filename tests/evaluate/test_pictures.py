@@ -136,3 +136,7 @@ def test_empty_input_is_refused_in_words():
         pictures.class_grid([], None, [])
     with pytest.raises(ValueError, match="got none"):
         pictures.loss_curves([])
+
+
+def test_captions_of_several_lines_become_one() -> None:
+    assert pictures._text_width("a\nb\rc", 12) == pictures._text_width("a b c", 12)

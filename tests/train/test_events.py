@@ -59,3 +59,6 @@ def test_damaged_events_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b'{"kind": "a"\n{"kind": "b"}\n')
     with pytest.raises(CorruptError, match="line 1"):
         Events(path)
+    path.write_bytes(b'{"kind": "a"}\n{}\n')
+    with pytest.raises(CorruptError, match="event 2 has no kind"):
+        Events(path)

@@ -22,7 +22,7 @@ def run_compare(options: Compare, command: str) -> None:
     reports = [load_report(path) for path in paths]
     out = None if options.out is None else Path(options.out)
     if out is not None and not options.force:
-        check_free([out])
+        check_free([out], "--out")
     comparison = compare(_names(paths), reports)
     if not comparison.rows:
         raise UserError("none of the reports has a figure to compare; evaluate with more images or other --metrics.")

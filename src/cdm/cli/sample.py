@@ -8,6 +8,7 @@ from pathlib import Path
 from cdm.artifacts import make_folder
 from cdm.cascade import Cascade, image_seed, load_config
 from cdm.cli.options import Sample
+from cdm.cli.paths import user_path
 from cdm.cli.progress import sampling_progress
 from cdm.cli.say import say
 from cdm.data.pixels import to_images
@@ -47,7 +48,7 @@ def run_sample(options: Sample) -> None:
     cascade = Cascade.load(
         options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
     )
-    out = Path(options.out) if options.out else Path(options.run) / "samples"
+    out = Path(options.run) / "samples" if options.out is None else user_path(options.out)
     try:
         with sampling_progress(cascade, len(asks), options.batch_size, settings, last) as progress:
             paths = sample_to_files(
@@ -89,11 +90,11 @@ def _again(options: Sample, path: str) -> None:
             f"{path} was made with the weights {made.weights_hash}, {run} holds {cascade.hash} now; "
             "expected the same: name the run folder that still has them, as cdm sample RUN --again FILE."
         )
-    out = Path(options.out) if options.out else Path(path)
+    out = Path(path) if options.out is None else user_path(options.out)
     if not options.out or out.is_dir():
         out = (out if options.out else out.parent) / f"{Path(path).stem}-again{Path(path).suffix}"
     if not options.force:
-        check_free([out])
+        check_free([out], "--out")
     make_folder(out.parent)
     labels = None if made.ask_class is None else [find_class(made.ask_class, cascade.class_names)]
     sampled = cascade.sample(labels, [image_seed(made.seed, made.index)], settings=made.settings, stop_after=made.stage)

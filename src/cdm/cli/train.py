@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cdm.cli.options import Train
+from cdm.cli.paths import user_path
 from cdm.cli.say import say
 from cdm.config import CascadeConfig, DataConfig
 from cdm.data.plan import check_sizes
@@ -17,7 +16,7 @@ def run_train(options: Train, command: str) -> None:
     check_recipe(options.recipe)
     request = TrainRequest(
         data=options.data,
-        out=Path(options.out),
+        out=user_path(options.out),
         recipe=options.recipe,
         sizes=None if options.sizes is None else check_sizes(options.sizes),
         images=options.images,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cdm.cascade import Cascade
 from cdm.cli.options import Upscale
+from cdm.cli.paths import user_path
 from cdm.cli.progress import sampling_progress
 from cdm.cli.say import say
 from cdm.errors import UserError
@@ -34,7 +35,7 @@ def run_upscale(options: Upscale) -> None:
         hand_over="non_truncated",
     )
     label = None if options.class_name is None else find_class(options.class_name, cascade.class_names)
-    out = Path(options.out) if options.out else Path(options.run) / "upscaled"
+    out = Path(options.run) / "upscaled" if options.out is None else user_path(options.out)
     with sampling_progress(cascade, len(options.images), 64, settings, count - 1, first=1) as progress:
         upscale_to_files(
             cascade, options.images, label=label, seed=options.seed, settings=settings, out=out, force=options.force,

@@ -48,6 +48,8 @@ def decode(data: bytes, channels: int = 3) -> Pixels:
         raise
     except PILImage.UnidentifiedImageError:
         raise DecodeError("not an image") from None
+    except PILImage.DecompressionBombError:
+        raise DecodeError("over 179 million pixels, Pillow's limit: shrink or cut it first") from None
     except Exception as error:  # broken files make Pillow's decoders raise almost anything
         raise DecodeError(f"damaged image: {error}") from error
 

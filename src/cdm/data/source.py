@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -125,7 +126,11 @@ def _folder_source(root: Path, known_classes: Sequence[str]) -> Source:
                     skipped[path] = reason
                 elif _is_image(path):
                     try:
-                        files[path] = os.stat(root / path).st_size
+                        about = os.stat(root / path)
+                        if stat.S_ISREG(about.st_mode):
+                            files[path] = about.st_size
+                        else:
+                            skipped[path] = "not a regular file"
                     except OSError as error:  # a link to nowhere, or a file that vanished meanwhile
                         skipped[path] = f"cannot be read: {error.strerror or error}"
     except OSError as error:

@@ -63,11 +63,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_width(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text))
+    return math.ceil(_font(size).getlength(_one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or " "
 
 
 def _shorten(text: str, size: int, width: int) -> str:
-    text = " ".join(text.split()) or " "
+    text = _one_line(text)
     if _text_width(text, size) <= width:
         return text
     while text and _text_width(text + "…", size) > width:

@@ -29,6 +29,7 @@ from cdm.types import Image
 Say = Callable[[str], None]
 GRID_LIMIT = 400
 """Images that still make a sheet worth looking at."""
+MOST_PER_CLASS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[
     class nor what else is asked for changes an image's noise."""
     if count < 1:
         raise UserError(f"-n is {count}; expected at least 1.")
+    if count > MOST_PER_CLASS:
+        raise UserError(f"-n is {count:,}; expected at most {MOST_PER_CLASS:,} of a class: use several --seed.")
     if class_names:
         labels: list[int | None] = [find_class(name, cascade.class_names) for name in dict.fromkeys(class_names)]
     else:
@@ -160,7 +163,7 @@ def _read_back(paths: Sequence[Path], cascade: Cascade) -> list[Tensor]:
 def _save_sheet(cascade: Cascade, asks: Sequence[Ask], stages: list[Tensor], out: Path, force: bool) -> Path:
     """All images of this call on one sheet, low-res beside high-res: ``grid.png``, or the next free name."""
     path, number = out / "grid.png", 1
-    while path.exists() and not force:
+    while path.exists() and (not force or path.is_dir()):  # a class may be called grid.png
         number += 1
         path = out / f"grid-{number}.png"
     labels = torch.tensor([-1 if ask.label is None else ask.label for ask in asks])
@@ -171,11 +174,12 @@ def _save_sheet(cascade: Cascade, asks: Sequence[Ask], stages: list[Tensor], out
     return path
 
 
-def check_free(paths: Sequence[Path]) -> None:
+def check_free(paths: Sequence[Path], others: str = "--out or --seed") -> None:
+    """Refuse to overwrite; ``others``: options that lead to other paths."""
     there = [path for path in paths if path.exists()]
     if there:
         more = f" (and {len(there) - 1} more of these)" if len(there) > 1 else ""
-        raise UserError(f"{there[0]} exists already{more}; use --force to overwrite, or another --out or --seed.")
+        raise UserError(f"{there[0]} exists already{more}; use --force to overwrite, or another {others}.")
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,7 @@ def upscale_to_files(
             "two of the images have the same name; expected different ones: upscale them into two --out folders."
         )
     if not force:
-        check_free(targets)
+        check_free(targets, "--out")
     check_seed(seed)
     low_res = read_small_images(cascade, paths, say)
     make_folder(out)

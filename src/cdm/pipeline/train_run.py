@@ -33,7 +33,7 @@ from cdm.data.source import Source, open_source
 from cdm.data.split import split_rows
 from cdm.errors import UserError
 from cdm.evaluate.report import training_report
-from cdm.pipeline.budget import extend, plan_stages
+from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
 from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
@@ -207,6 +207,9 @@ def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig |
 
 def train(prepared: Prepared, say: Say) -> Path:
     """Carry a prepared request out. Returns the report's path, or the run's where not all stages are trained yet."""
+    for k in prepared.todo:
+        if images := own_images(prepared.request, prepared.config.stages[k]):
+            round_budget(images, prepared.config.stages[k])  # refused before anything is written
     folder = make_folder(prepared.folder)
     with RunLock(folder):
         remove_leftovers(folder)

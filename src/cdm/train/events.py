@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm.artifacts import append_event, read_events
+from cdm.errors import CorruptError
 
 
 class Events:
@@ -23,6 +24,12 @@ class Events:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._events = read_events(self.path)
+        for number, event in enumerate(self._events, start=1):
+            if not isinstance(event.get("kind"), str):
+                raise CorruptError(
+                    f"{self.path} is damaged: event {number} has no kind; expected lines that cdm train wrote. "
+                    "Take the line out, or train into a new --out."
+                )
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Records a decision; it is on the disk when this returns. ``stage`` is the number of a stage, if of one."""
