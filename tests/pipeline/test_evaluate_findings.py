@@ -1,5 +1,7 @@
 """What figures come to in words: FID's verdict beside the others', and the first sentences of a report."""
 
+from dataclasses import replace
+
 import pytest
 
 from cdm.evaluate.intervals import Estimate
@@ -54,3 +56,13 @@ def memory(chance):
 def test_copies_are_told_where_chance_does_not_explain_them():
     assert "training images are repeated" in copies_sentence(memory(1e-6))
     assert "no copying is seen" in copies_sentence(memory(0.3))
+
+
+def test_leaked_validation_images_are_told():
+    found = memory(0.3)
+    found = replace(found, by_features=replace(found.by_features, left_out=40), samples_in_train=3)
+    assert "of 60 real validation images" in copies_sentence(found)
+    assert copies_sentence(found).endswith(
+        "3 samples are training images, pixel for pixel. "
+        "40 validation images are training images themselves and were left out."
+    )

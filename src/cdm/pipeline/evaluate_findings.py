@@ -135,11 +135,17 @@ def copies_sentence(found: Memorisation) -> str:
     own = found.by_features
     text = (
         f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the "
-        f"closest {100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
+        f"closest {100 * own.expected:.1f} % of {found.val_count - own.left_out:,} real validation images do: "
     )
     if own.chance < UNLIKELY:
-        return text + f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
-    return text + "no more than chance gives, so no copying is seen."
+        text += f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
+    else:
+        text += "no more than chance gives, so no copying is seen."
+    if found.samples_in_train:
+        text += f" {found.samples_in_train:,} samples are training images, pixel for pixel."
+    if own.left_out:
+        text += f" {own.left_out:,} validation images are training images themselves and were left out."
+    return text
 
 
 def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:
