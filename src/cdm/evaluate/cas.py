@@ -353,5 +353,12 @@ def _class_score(
     if not generated.shape[1]:
         return ClassScore(name, 0, None, None, None)
     difference = seeds_and_images(generated - real, lowest=-1.0)
-    estimates = map(seeds_and_images, (generated, real))
-    return ClassScore(name, generated.shape[1], *estimates, difference, *(map(seeds_and_images, near.values())))
+    return ClassScore(
+        name,
+        generated.shape[1],
+        seeds_and_images(generated),
+        seeds_and_images(real),
+        difference,
+        seeds_and_images(near["generated"]),
+        seeds_and_images(near["real"]),
+    )
