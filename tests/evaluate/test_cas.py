@@ -151,3 +151,15 @@ def test_resnet50_reads_any_number_of_channels():
     net = choose_net("resnet50", (32, 32), 2, 3, CPU)
     with torch.no_grad():
         assert net.build().eval()(torch.zeros(2, 2, 32, 32)).shape == (2, 3)
+
+
+def test_classes_have_top5_and_the_recipe_has_a_name(monkeypatch):
+    """Rank 3 everywhere: never right, always among the first four."""
+    monkeypatch.setattr(module, "train_ranks", lambda *given, **how: np.full(len(given[4]), 3))
+    found = cas(labelled(64, seed=1), labelled(64, seed=0), labelled(64, seed=2), class_names=NAMES, steps=7)
+    assert not isinstance(found, NotApplicable)
+    for score in found.per_class:
+        assert score.generated.value == score.real.value == 0  # type: ignore[union-attr]
+        assert score.generated_top5.value == score.real_top5.value == 1  # type: ignore[union-attr]
+    other = cas(labelled(64, seed=1), labelled(64, seed=0), labelled(64, seed=2), class_names=[*NAMES], steps=9)
+    assert not isinstance(other, NotApplicable) and other.recipe == found.recipe and len(found.recipe) == 12

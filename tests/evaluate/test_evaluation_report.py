@@ -25,7 +25,8 @@ def figures():
         Figure(metric="fd", value=7.5, reference="val", interval="none", verified=False, **inception),
         Figure(metric="kid", value=0.0021, low=0.001, high=0.003, reference="val", **domain),
         Figure(metric="precision", value=0.81, reference="val", forced=True, **domain),
-        Figure(metric="cas_top1", value=0.71, low=0.69, high=0.73, generated=2048, reference="val", data="fedcba98"),
+        Figure(metric="cas_top1", value=0.71, low=0.69, high=0.73, generated=2048, reference="val", data="fedcba98",
+               extractor="small ResNet", hash="33aa"),
         Figure(metric="is", value=None, reason="weights-inception.pth is not there: put it into ~/.cache/cdm/weights"),
     )  # fmt: skip
 
@@ -37,7 +38,7 @@ def whole_report():
         subject={"name": "letters", "where": "runs/" + "a-very-long-name-" * 6, "count": 2048, "hash": "aa-bb"},
         data={"val": {"where": "val.zip", "count": 2548, "fingerprint": "fedcba987654"}},
         figures=figures(),
-        verdict={"sentence": "FID and the others agree.",
+        verdict={"sentence": "FID and the others agree.", "by_heart": "No sign of training images learnt by heart.",
                  "rows": [{"label": "FID", "ratio": 1.2, "imagenet": True},
                           {"label": "FD-domain", "ratio": 8.1, "imagenet": False}]},
         diagnosis={"sentence": "Stage 0 is to blame.", "findings": ["Stage 0 is to blame."], "distance": "FD-domain",
@@ -46,7 +47,9 @@ def whole_report():
         memorisation={"sentence": "No copies.", "samples": [8.0, 9.0, 10.0], "val": [8.1, 8.9, 10.2],
                       "by_features": {"threshold": 4.5}},
         cas={"sentence": "Worse than real.", "class_names": NAMES, "generated": rng.random(12).tolist(),
-             "real": rng.random(12).tolist()},
+             "real": rng.random(12).tolist(), "network": "small ResNet", "side": 64, "why": "images of 64 pixels",
+             "intervals": {arm: [[0.125, 0.25]] * 12 for arm in ("generated", "real", "difference")},
+             "top5": {"generated": [0.9375] * 12, "real": [0.96875] * 12}},
         warnings=("validation images are few",),
         made={"command": "cdm evaluate runs/letters --data val.zip --out report", "written": "2026-11-24 12:00"},
     )  # fmt: skip
@@ -80,6 +83,20 @@ def test_every_figure_is_traced(page):
     text = page.read_text()
     for word in ("12.25", "11.50 to 13.00", "jackknife over 20 groups", "domain 0123456789ab", "train fedcba987654",
                  "2,048 / 2,548", "Inception Score: weights-inception.pth is not there"):  # fmt: skip
+        assert word in text, word
+
+
+def test_classes_stand_with_intervals_and_what_chance_gives(page):
+    text = page.read_text()
+    for word in (
+        "small ResNet at 64 pixels (images of 64 pixels)",
+        "% (12.5 to 25.0)",
+        "(+12.5 to +25.0)",
+        "93.8 %",
+        "about one class in 40",
+        "No sign of training images learnt by heart",
+        "small ResNet 33aa",
+    ):
         assert word in text, word
 
 

@@ -63,13 +63,34 @@ def test_one_training_image_is_shown_once():
 def test_training_images_given_as_validation_are_counted():
     train = drawn(60, 0)
     found = memorisation(drawn(40, 1), joined(rows(train, slice(0, 20)), drawn(20, 2)), train)
-    assert found.val_in_train == 20 and found.by_features.rate.value == 0
+    assert found.val_in_train == found.by_features.left_out == 20 and found.by_features.expected == 1 / 21
+    assert found.by_features.chance > 0.01
+
+
+def test_leaked_validation_images_do_not_hide_copies():
+    """With the threshold at the distance of a leaked image, 0, no sample would ever be nearer."""
+    train = drawn(60, 0)
+    found = memorisation(rows(train, slice(0, 50)), joined(rows(train, slice(0, 20)), drawn(20, 2)), train)
+    assert found.by_features.rate.value == found.by_pixels.rate.value == 1 and found.samples_in_train == 50
+    assert found.by_features.chance < 1e-6
+    with pytest.raises(UserError, match=r"55 of 60 validation .* 50 of 50 samples are training images"):
+        memorisation(rows(train, slice(0, 50)), joined(rows(train, slice(0, 55)), drawn(5, 2)), train)
+
+
+def test_copies_up_to_rounding_always_count():
+    """Samples one grey level off in a few pixels, whatever their features say."""
+    train = drawn(60, 0)
+    images = torch.as_tensor(train.images[:30]).clone()
+    images[:, 0, 0, 0] ^= 1
+    assert memorisation(Known(images, images.flatten(1).float().numpy()), drawn(40, 2), train).samples_in_train == 30
+    rate = copy_rate(np.full(30, 9.0), np.linspace(1, 2, 40), np.ones(30, bool), np.zeros(40, bool))
+    assert rate.rate.value == 1 and rate.left_out == 0
 
 
 def test_chance_is_the_beta_binomial_tail():
     rng = np.random.default_rng(0)
     for n, m in ((50, 99), (400, 1000), (7, 20)):
-        rate = copy_rate(rng.normal(size=n) - 1, rng.normal(size=m))
+        rate = copy_rate(rng.normal(size=n) + 9, rng.normal(size=m) + 10, np.zeros(n, bool), np.zeros(m, bool))
         k = max(1, round((m + 1) / 100))
         hits = round(rate.rate.value * n)
         assert rate.chance == pytest.approx(betabinom(n, k, m + 1 - k).sf(hits - 1), abs=1e-9)

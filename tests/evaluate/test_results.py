@@ -81,6 +81,29 @@ def test_figures_of_other_weights_or_data_share_no_row(change):
     assert all(sum(cell is not None for cell in row) == 1 for row in table.rows)
 
 
+@pytest.mark.parametrize("metric", ["fd", "sfid", "is", "cas_top1", "precision"])
+@pytest.mark.parametrize("change", [{"generated": 5000}, {"real": 900}])
+def test_figures_of_other_counts_share_no_row(metric, change):
+    """Fewer images are farther, whatever their quality: no row may look as if they could be compared."""
+    table = compare(["one", "two"], [report(figure(metric)), report(figure(metric, **change))])
+    assert [sum(cell is not None for cell in row) for row in table.rows] == [1, 1]
+    assert len({table.head(row) for row in table.rows}) == 2
+
+
+def test_kid_of_any_counts_shares_a_row():
+    table = compare(["one", "two"], [report(figure("kid")), report(figure("kid", generated=5000))])
+    assert len(table.rows) == 1 and "images" not in table.head(table.rows[0])[1]
+
+
+def test_unknown_keys_are_left_out(tmp_path):
+    """A later writer of the same version may add keys."""
+    made = report(figure())
+    body = load_json(save_report(tmp_path / "report.json", made))
+    body["figures"][0]["colour"], body["weather"] = "blue", {"sun": 1}
+    save_json(tmp_path / "report.json", body)
+    assert load_report(tmp_path) == made
+
+
 def test_the_best_is_named_only_where_intervals_tell_it():
     sure = [report(figure(value=1.0, low=0.9, high=1.1)), report(figure(value=2.0, low=1.9, high=2.1))]
     unsure = [report(figure(value=1.0, low=0.5, high=1.6)), report(figure(value=1.5, low=1.0, high=2.0))]

@@ -1,11 +1,14 @@
 """What figures come to in words: FID's verdict beside the others', and the first sentences of a report."""
 
+from dataclasses import replace
+
 import pytest
 
+from cdm.evaluate.cas import ArmScore, CasResult, ClassScore
 from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.memorisation import CopyRate, Memorisation
 from cdm.evaluate.results import Figure
-from cdm.pipeline.evaluate_findings import copies_sentence, summary, verdict
+from cdm.pipeline.evaluate_findings import _cas_told, by_heart, copies_sentence, summary, verdict
 
 
 def distance(extractor, value, floor, metric="fd"):
@@ -54,3 +57,45 @@ def memory(chance):
 def test_copies_are_told_where_chance_does_not_explain_them():
     assert "training images are repeated" in copies_sentence(memory(1e-6))
     assert "no copying is seen" in copies_sentence(memory(0.3))
+
+
+def test_leaked_validation_images_are_told():
+    found = memory(0.3)
+    found = replace(found, by_features=replace(found.by_features, left_out=40), samples_in_train=3)
+    assert "of 60 real validation images" in copies_sentence(found)
+    assert copies_sentence(found).endswith(
+        "3 samples are training images, pixel for pixel. "
+        "40 validation images are training images themselves and were left out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "high", "val_count", "words"),
+    [(2.0, 2.4, 2048, "may be learnt by heart"), (2.0, 2.9, 2048, "no sign"), (4.0, 4.2, 2048, "no sign"),
+     (2.0, 2.4, 1000, "cannot be told"), (2.0, None, 2048, "cannot be told")],
+)  # fmt: skip
+def test_samples_nearer_to_training_images_than_real_ones(value, high, val_count, words):
+    """Against a floor of 3; fewer validation images than samples would be farther by their number alone."""
+    figures = [replace(distance("domain", value, 3.0), low=value - 0.4, high=high),
+               replace(distance("domain", 5.0, None), reference="val", real=val_count)]  # fmt: skip
+    compared = verdict(figures)
+    assert words in compared["by_heart"]
+    assert ("by heart" in summary(figures, compared, None)) == (words == "may be learnt by heart")
+    assert by_heart(figures[1:]) == ""
+
+
+def test_classes_are_told_with_their_intervals_and_the_choice_of_network():
+    share = Estimate(0.5, 0.4, 0.6, "t")
+    arm = ArmScore(share, share, (0.5, 0.5))
+    scores = (ClassScore("a", 20, share, share, Estimate(0.0, -0.1, 0.1, "t"), share, share),
+              ClassScore("b", 0, None, None, None))  # fmt: skip
+    found = CasResult(
+        net="small ResNet", side=16, why="images of 16 pixels", recipe="abc", images=9, val_images=20, steps=5,
+        batch_size=8, seeds=(0, 1), top=5, generated=arm, real=arm, difference=share, ceiling=0.5, gap=0.0,
+        converged=True, per_class=scores, beats=(), hashes={},
+    )  # fmt: skip
+    told = _cas_told(found)
+    assert (told["why"], told["class_names"], told["class_images"]) == ("images of 16 pixels", ["a"], [20])
+    assert told["intervals"] == {"generated": [[0.4, 0.6]], "real": [[0.4, 0.6]], "difference": [[-0.1, 0.1]]}
+    assert told["top5"] == {"generated": [0.5], "real": [0.5]} and told["recipe"] == "abc"
+    assert _cas_told(replace(found, top=2))["top5"] == {}

@@ -63,13 +63,15 @@ class ArmScore:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Top-1 on the validation images of one class (``images`` of them; 0: no figures)."""
+    """Top-1 on the validation images of one class (``images`` of them; 0: no figures), and both arms' top-5."""
 
     name: str
     images: int
     generated: Estimate | None
     real: Estimate | None
     difference: Estimate | None
+    generated_top5: Estimate | None = None
+    real_top5: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class CasResult:
     """Both arms and how they were trained.
 
     net, side, why: the network, the side of the images it reads, and why this one.
+    recipe: hash of all that decides a training but the images, the seed and the steps.
     images: in each arm. steps, batch_size, seeds: of each training.
     top: the k of ``top5``: 5, or the number of classes where there are fewer.
     ceiling: top-1 of the real arm's first seed with twice the steps. gap: how far below it the real arm is.
@@ -88,6 +91,7 @@ class CasResult:
     net: str
     side: int
     why: str
+    recipe: str
     images: int
     val_images: int
     steps: int
@@ -303,16 +307,17 @@ def _result(
 ) -> CasResult:
     top = min(TOP, len(class_names))
     right = {arm: (of_arm < 1).astype(np.float64) for arm, of_arm in ranks.items()}
+    near = {arm: (of_arm < top).astype(np.float64) for arm, of_arm in ranks.items()}
     arms = {
         arm: ArmScore(
             seeds_and_images(right[arm]),
-            seeds_and_images((ranks[arm] < top).astype(np.float64)),
+            seeds_and_images(near[arm]),
             tuple(float(x) for x in right[arm].mean(axis=1)),
         )
         for arm in ranks
     }
     per_class = tuple(
-        _class_score(name, {arm: hits[:, labels == label] for arm, hits in right.items()})
+        _class_score(name, *({arm: hits[:, labels == label] for arm, hits in of.items()} for of in (right, near)))
         for label, name in enumerate(class_names)
     )
     gap = ceiling - arms["real"].top1.value
@@ -321,6 +326,7 @@ def _result(
         net=net.name,
         side=net.side,
         why=net.why,
+        recipe=hashlib.sha256(net.recipe.encode()).hexdigest()[:12],
         images=images,
         val_images=len(labels),
         steps=steps,
@@ -339,9 +345,20 @@ def _result(
     )
 
 
-def _class_score(name: str, right: dict[str, Float64[np.ndarray, "seeds n"]]) -> ClassScore:
+def _class_score(
+    name: str, right: dict[str, Float64[np.ndarray, "seeds n"]], near: dict[str, Float64[np.ndarray, "seeds n"]]
+) -> ClassScore:
+    """right, near: whether each network put the right class first, and among the top ones."""
     generated, real = right["generated"], right["real"]
     if not generated.shape[1]:
         return ClassScore(name, 0, None, None, None)
     difference = seeds_and_images(generated - real, lowest=-1.0)
-    return ClassScore(name, generated.shape[1], seeds_and_images(generated), seeds_and_images(real), difference)
+    return ClassScore(
+        name,
+        generated.shape[1],
+        seeds_and_images(generated),
+        seeds_and_images(real),
+        difference,
+        seeds_and_images(near["generated"]),
+        seeds_and_images(near["real"]),
+    )

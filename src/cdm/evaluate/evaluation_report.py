@@ -73,7 +73,7 @@ def _figures(report: Report) -> list[Block]:
         ("val", "Against the validation images"),
         ("", ""),
     ):
-        own = [figure for figure in report.computed if figure.reference == reference and figure.extractor]
+        own = [figure for figure in report.computed if figure.reference == reference and _on_features(figure)]
         if not own:
             continue
         heads = columns(own)
@@ -82,11 +82,16 @@ def _figures(report: Report) -> list[Block]:
         if words:
             blocks.append(Text(f"{words}:"))
         blocks.append(Table(["", *(f"{short_name(name)} {digest}" for name, digest in heads)], rows))
-    rest = [figure for figure in report.computed if not figure.extractor]
+    rest = [figure for figure in report.computed if not _on_features(figure)]
     if rest:
         blocks.append(Table(["", "value", "95 % interval"],
                             [[f.label, f.shown, f.shown_interval or NONE] for f in rest]))  # fmt: skip
     return blocks or [Text("No figure could be computed: the reasons stand below.")]
+
+
+def _on_features(figure: Figure) -> bool:
+    """CAS trains a network of its own, of which ``extractor`` is the name."""
+    return bool(figure.extractor) and not figure.metric.startswith("cas")
 
 
 def _row_name(metric: str) -> str:
@@ -157,18 +162,37 @@ def _classes(report: Report) -> list[Block]:
     blocks.append(
         Picture(classes_plot(names, made, real), "Accuracy on real validation images per class, worst first.")
     )
-    order = sorted(range(len(names)), key=lambda i: made[i] - real[i])
-    rows = [[names[i], f"{100 * made[i]:.1f} %", f"{100 * real[i]:.1f} %", f"{100 * (made[i] - real[i]):+.1f}"]
-            for i in order]  # fmt: skip
-    blocks.append(Table(["class", "trained on generated", "trained on real", "difference"], rows))
+    if cas.get("why"):
+        blocks.append(Text(f"The network: {cas['network']} at {cas['side']} pixels ({cas['why']})."))
+    ends, top5 = cas.get("intervals", {}), cas.get("top5", {})
+    heads = ["class", "trained on generated", "trained on real", "difference"]
+    if top5:
+        heads += ["generated, top-5", "real, top-5"]
+    rows = []
+    for i in sorted(range(len(names)), key=lambda i: made[i] - real[i]):
+        shares = (("generated", made[i], ""), ("real", real[i], ""), ("difference", made[i] - real[i], "+"))
+        row = [names[i], *(_share(value, ends.get(arm, {i: None})[i], sign) for arm, value, sign in shares)]
+        rows.append([*row, *(f"{100 * top5[arm][i]:.1f} %" for arm in top5)])
+    blocks.append(Table(heads, rows))
+    if ends:
+        words = "In brackets the 95 % intervals over seeds and validation images, of each class on its own:"
+        blocks.append(Text(f"{words} about one class in 40 would be marked as better than real by chance alone."))
     return blocks
 
 
+def _share(value: float, ends: Sequence[float | None] | None, sign: str) -> str:
+    text = f"{100 * value:{sign}.1f} %" if not sign else f"{100 * value:+.1f}"
+    if not ends or ends[0] is None or ends[1] is None:
+        return text
+    return f"{text} ({100 * ends[0]:{sign}.1f} to {100 * ends[1]:{sign}.1f})"
+
+
 def _memorisation(report: Report, pictures: Sequence[tuple[bytes, str]]) -> list[Block]:
-    own = report.memorisation
+    own, by_heart = report.memorisation, report.verdict.get("by_heart")
+    heart: list[Block] = [Text(by_heart)] if by_heart else []
     if own is None:
-        return [Text("Not looked for: this needs the training images (--train-data).")]
-    blocks: list[Block] = [Text(own["sentence"])]
+        return [Text("No nearest training images were looked for; this needs them (--train-data)."), *heart]
+    blocks: list[Block] = [Text(own["sentence"]), *heart]
     if own.get("samples") and own.get("val"):
         rows = [("samples", own["samples"]), ("real validation images", own["val"])]
         what = "distance to the nearest training image: quartiles"
@@ -194,9 +218,8 @@ def _sources(report: Report) -> Table:
         interval = figure.interval or NONE
         extractor = f"{short_name(figure.extractor)} {figure.hash}" if figure.extractor else NONE
         reference = f"{figure.reference} {figure.data}".strip() or NONE
-        counts = f"{figure.generated:,} / {figure.real:,}" if figure.real else f"{figure.generated:,}"
-        rows.append([figure.label, figure.shown, figure.shown_interval or NONE, interval, extractor, reference, counts,
-                     f"{figure.seconds:.1f} s"])  # fmt: skip
+        rows.append([figure.label, figure.shown, figure.shown_interval or NONE, interval, extractor, reference,
+                     figure.shown_counts, f"{figure.seconds:.1f} s"])  # fmt: skip
     heads = ["figure", "value", "95 %", "interval by", "extractor", "reference", "generated / real", "took"]
     return Table(heads, rows)
 
@@ -217,8 +240,9 @@ def comparison_report(path: Path, comparison: Comparison, reports: Sequence[Repo
 
 
 COMPARISON_WORDS = (
-    "Figures stand in one row only where extractor, weights hash and reference data are the same. *: the best, where "
-    "the 95 % intervals tell it from the next."
+    "Figures stand in one row only where extractor, weights hash and reference data are the same, and the numbers of "
+    "images (generated / real) too for those that hang on them. *: the best, where the 95 % intervals tell it from the "
+    "next."
 )
 
 

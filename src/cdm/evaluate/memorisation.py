@@ -8,7 +8,7 @@ from math import exp, lgamma
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from cdm.errors import UserError
@@ -19,6 +19,9 @@ from cdm.evaluate.stats import Rows
 CLOSEST = 0.01
 """Share of real images that are nearer than the threshold: few enough that usual look-alikes stay out, enough that with
 a few hundred images the threshold does not hang on one of them."""
+SAME = 0.5
+"""Root mean square difference in 8-bit units below which two images are one: no more than rounding."""
+FEWEST = 10  # validation images that are no training images, for a threshold
 TILE = 2048  # rows and columns of the distance matrix at a time: 16 MB, whatever the number of images
 PAIRS = 16
 
@@ -35,18 +38,20 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class CopyRate:
-    """Share of samples nearer to a training image than ``threshold``.
+    """Share of samples nearer to a training image than ``threshold``, or one themselves.
 
-    threshold: the k-th smallest distance of ``val_count`` real validation images.
+    threshold: the k-th smallest distance of those real validation images that are no training images.
     rate: with an interval.
-    expected: k / (val_count + 1), the rate of a generator that draws new images from the real distribution.
+    expected: k / (their number + 1), the rate of a generator that draws new images from the real distribution.
     chance: probability that such a generator comes out at this rate or above.
+    left_out: validation images that are training images.
     """
 
     threshold: float
     rate: Estimate
     expected: float
     chance: float
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Memorisation:
 
     samples, val: quartiles of the distances in feature space.
     pairs: the closest, nearest first, one for each training image.
-    val_in_train: validation images that are training images, pixel for pixel.
+    val_in_train, samples_in_train: validation images, and samples, that are training images, pixel for pixel.
     """
 
     by_features: CopyRate
@@ -78,6 +83,7 @@ class Memorisation:
     train_count: int
     pairs: tuple[Pair, ...]
     val_in_train: int
+    samples_in_train: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,16 +99,18 @@ def memorisation(samples: Known, val: Known, train: Known) -> Memorisation:
     numbers of images.
 
     Raises:
-        UserError: nothing to compare, or images or features of different shapes.
+        UserError: nothing to compare, images or features of different shapes, or hardly any validation image that is no
+            training image.
     """
     _check(samples, val, train)
     of_samples, of_val = nearest(samples, train), nearest(val, train)
+    same = of_samples.pixels < SAME, of_val.pixels < SAME
     order = np.argsort(of_samples.distance, kind="stable")
     _, first = np.unique(of_samples.index[order], return_index=True)
     closest = order[np.sort(first)][:PAIRS]
     return Memorisation(
-        by_features=copy_rate(of_samples.distance, of_val.distance),
-        by_pixels=copy_rate(of_samples.pixels, of_val.pixels),
+        by_features=copy_rate(of_samples.distance, of_val.distance, *same),
+        by_pixels=copy_rate(of_samples.pixels, of_val.pixels, *same),
         samples=_quartiles(of_samples.distance),
         val=_quartiles(of_val.distance),
         sample_count=len(of_samples.index),
@@ -112,7 +120,8 @@ def memorisation(samples: Known, val: Known, train: Known) -> Memorisation:
             Pair(int(i), int(of_samples.index[i]), float(of_samples.distance[i]), float(of_samples.pixels[i]))
             for i in closest
         ),
-        val_in_train=int((of_val.pixels == 0).sum()),
+        val_in_train=int(same[1].sum()),
+        samples_in_train=int(same[0].sum()),
     )
 
 
@@ -175,17 +184,36 @@ def _quartiles(distances: Float64[np.ndarray, " n"]) -> tuple[float, float, floa
 # ---- the copy rate ---------------------------------------------------------------------------------------------------
 
 
-def copy_rate(samples: Float64[np.ndarray, " n"], val: Float64[np.ndarray, " m"]) -> CopyRate:
+def copy_rate(
+    samples: Float64[np.ndarray, " n"],
+    val: Float64[np.ndarray, " m"],
+    same_samples: Bool[np.ndarray, " n"],
+    same_val: Bool[np.ndarray, " m"],
+) -> CopyRate:
     """Share of sample distances below the closest hundredth of those of validation images.
+
+    Images that are training images (``same_...``, or a distance of 0) always count among samples, and never among
+    validation images: these leaked, and would put the threshold to 0.
 
     Where both come from one distribution, a new value is below the k-th smallest of m with probability k / (m + 1),
     and the number of n new ones that are is beta-binomial: the threshold's own chance is in it.
+
+    Raises:
+        UserError: too few validation images are left.
     """
-    m, n = len(val), len(samples)
+    unseen = np.sort(val[~same_val & (val > 0)])
+    copied = same_samples | (samples == 0)
+    m, n = len(unseen), len(samples)
+    if m < min(FEWEST, len(val)):
+        raise UserError(
+            f"{len(val) - m:,} of {len(val):,} validation images are training images themselves, so that nothing tells "
+            f"how near unseen images come; expected at least {FEWEST} others: give other validation images. "
+            f"{int(copied.sum()):,} of {n:,} samples are training images."
+        )
     k = max(1, round(CLOSEST * (m + 1)))
-    threshold = float(np.sort(val)[k - 1])
-    hits = int((samples < threshold).sum())
-    return CopyRate(threshold, proportion(hits, n, "samples"), k / (m + 1), _chance(hits, n, k, m))
+    threshold = float(unseen[k - 1])
+    hits = int((copied | (samples < threshold)).sum())
+    return CopyRate(threshold, proportion(hits, n, "samples"), k / (m + 1), _chance(hits, n, k, m), len(val) - m)
 
 
 def _chance(hits: int, n: int, k: int, m: int) -> float:

@@ -17,19 +17,24 @@ Better = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. ``label``: with ``{}`` for the extractor; ``factor``: shown times this."""
+    """How a metric is shown.
+
+    label: with ``{}`` for the extractor. factor: shown times this.
+    by_count: whether it hangs on the numbers of images, so that only equal numbers can be compared.
+    """
 
     label: str
     better: Better
     digits: int = 2
     factor: float = 1.0
     unit: str = ""
+    by_count: bool = True
 
 
 METRICS = {
     "fd": Metric("FD-{}", "lower"),
     "sfid": Metric("sFID", "lower"),
-    "kid": Metric("KID-{} ×1000", "lower", factor=1000.0),
+    "kid": Metric("KID-{} ×1000", "lower", factor=1000.0, by_count=False),
     "is": Metric("Inception Score", "higher"),
     "precision": Metric("precision", "higher", digits=3),
     "recall": Metric("recall", "higher", digits=3),
@@ -39,7 +44,7 @@ METRICS = {
     "cas_top5": Metric("CAS top-5", "higher", digits=1, factor=100.0, unit=" %"),
     "cas_real_top1": Metric("the same, trained on real images, top-1", "higher", digits=1, factor=100.0, unit=" %"),
     "cas_real_top5": Metric("the same, trained on real images, top-5", "higher", digits=1, factor=100.0, unit=" %"),
-    "copy_rate": Metric("copies of training images", "lower", digits=1, factor=100.0, unit=" %"),
+    "copy_rate": Metric("copies of training images", "lower", digits=1, factor=100.0, unit=" %", by_count=False),
 }
 
 
@@ -49,7 +54,7 @@ class Figure:
 
     metric: a key of ``METRICS``. value: None where it was not computed; ``reason`` then says why.
     low, high: ends of the 95 % interval, or None. interval: how it was made, or why there is none.
-    extractor, hash: of the features; empty where none are used.
+    extractor, hash: of the features; of CAS, the network that was trained and its recipe; empty where none are used.
     generated, real: number of images on each side; real is 0 where the number is not known or none are used.
     reference: ``val``, ``train`` or empty. data: fingerprint of that reference.
     verified: False for weights other than the published ones. forced: computed with ``--force`` on too few images.
@@ -74,9 +79,16 @@ class Figure:
     reason: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """Figures are comparable only where this is the same: metric, extractor's hash, reference and its data."""
-        return (self.metric, f"{self.extractor} {self.hash}".strip(), self.reference, self.data)
+    def key(self) -> tuple[str, str, str, str, tuple[int, int]]:
+        """Figures are comparable only where this is the same: metric, extractor's hash, reference and its data, and the
+        numbers of images where the metric hangs on them."""
+        counts = (self.generated, self.real) if METRICS[self.metric].by_count else (0, 0)
+        return (self.metric, f"{self.extractor} {self.hash}".strip(), self.reference, self.data, counts)
+
+    @property
+    def shown_counts(self) -> str:
+        """Numbers of generated and of real images."""
+        return f"{self.generated:,} / {self.real:,}" if self.real else f"{self.generated:,}"
 
     @property
     def label(self) -> str:
@@ -171,7 +183,7 @@ def finite(body: Any) -> Any:
 
 
 def load_report(path: Path) -> Report:
-    """Read what ``save_report`` wrote; ``path`` is the file or its folder.
+    """Read what ``save_report`` wrote; ``path`` is the file or its folder. Unknown keys are left out.
 
     Raises:
         UserError: no report, or one of a newer version. CorruptError: damaged.
@@ -188,17 +200,22 @@ def load_report(path: Path) -> Report:
             f"{path} has report version {version}, this cdm reads up to {REPORT_VERSION}; install the newer cdm."
         )
     try:
-        figures = tuple(Figure(**entry) for entry in body.pop("figures"))
+        figures = tuple(Figure(**_known(Figure, entry)) for entry in body.pop("figures"))
         warnings = tuple(body.pop("warnings"))
-        return Report(figures=figures, warnings=warnings, **body)
-    except (TypeError, KeyError) as error:
+        return Report(figures=figures, warnings=warnings, **_known(Report, body))
+    except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not fit the format of reports ({error}); evaluate once more.") from error
+
+
+def _known(kind: type[Figure] | type[Report], body: dict[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in body.items() if key in names}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Several reports in one table: a row for each kind of figure, a column for each report; only figures of the same
-    metric, extractor hash and reference data share a row."""
+    metric, extractor hash and reference data, and of the same numbers of images where these matter, share a row."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[Figure | None, ...], ...]
@@ -209,7 +226,8 @@ class Comparison:
         arrow = "↓" if METRICS[figure.metric].better == "lower" else "↑"
         measured = " ".join(part for part in (figure.extractor and short_name(figure.extractor), figure.hash) if part)
         against = f"against {figure.reference} {figure.data[:6]}".strip() if figure.reference else ""
-        return f"{figure.label} {arrow}", ", ".join(part for part in (measured, against) if part)
+        counts = f"{figure.shown_counts} images" if METRICS[figure.metric].by_count else ""
+        return f"{figure.label} {arrow}", ", ".join(part for part in (measured, against, counts) if part)
 
     def best(self, row: Sequence[Figure | None]) -> int | None:
         """Column of the best value, None where fewer than two have one, or their intervals do not tell them apart."""
@@ -236,7 +254,7 @@ def overlap(a: Figure | None, b: Figure | None) -> bool:
 
 def compare(names: Sequence[str], reports: Sequence[Report]) -> Comparison:
     """Put reports side by side, rows in the order in which metrics are listed."""
-    keys: dict[tuple[str, str, str, str], None] = {}
+    keys: dict[tuple[str, str, str, str, tuple[int, int]], None] = {}
     for report in reports:
         keys |= dict.fromkeys(figure.key for figure in report.computed)
     order = list(METRICS)

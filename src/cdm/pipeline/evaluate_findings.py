@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
-from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas
+from cdm.evaluate.cas import TOP, CasResult, Labelled, NotApplicable, cas
+from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.memorisation import Known, Memorisation, memorisation
 from cdm.evaluate.results import Figure
 from cdm.pipeline.evaluate_bench import Bench
@@ -42,7 +44,34 @@ def verdict(figures: Sequence[Figure]) -> dict[str, Any]:
             against = f" against {figure.reference}" if figure.extractor else ""
             label = f"{figure.label}{against} {figure.hash}".strip()
             beside.append({"label": label, "shown": figure.shown, "imagenet": imagenet or figure.metric == "is"})
-    return {"sentence": _agreement(_comparable(rows)), "rows": rows, "beside": beside}
+    return {"sentence": _agreement(_comparable(rows)), "rows": rows, "beside": beside, "by_heart": by_heart(figures)}
+
+
+def by_heart(figures: Sequence[Figure]) -> str:
+    """Over-fitting in a sentence: samples that are nearer to the training images than real validation images are. Empty
+    where the Fréchet distance to the training images, or its floor, is not known.
+
+    The floor has no interval of its own: it is taken to err as much as the distance of as many samples.
+    """
+    for figure in figures:
+        if figure.metric != "fd" or figure.reference != "train" or figure.value is None or figure.floor is None:
+            continue
+        beside = [f for f in figures if (f.metric, f.reference, f.hash) == ("fd", "val", figure.hash)]
+        if not beside or beside[0].real < figure.generated:
+            return (
+                "Whether the samples are nearer to the training images than real ones cannot be told by the distance: "
+                "there are fewer validation images than samples, and fewer images are farther."
+            )
+        if figure.high is None:
+            return "Whether the samples are nearer to the training images than real ones cannot be told: no interval."
+        told = (
+            f"By {figure.label} the samples are {figure.shown} from the training images, as many real validation "
+            f"images {figure.shown_floor}"
+        )
+        if figure.value + sqrt(2) * (figure.high - figure.value) < figure.floor:
+            return f"{told}: nearer by more than the intervals, so training images may be learnt by heart."
+        return f"{told}: no sign of training images learnt by heart."
+    return ""
 
 
 def _comparable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,6 +111,8 @@ def summary(figures: Sequence[Figure], compared: dict[str, Any], diagnosis: dict
     said = diagnosis is not None and ["disagreement"] in diagnosis["kinds"]
     if "disagree" in compared["sentence"] and not said:
         parts.append(compared["sentence"])
+    if "may be learnt by heart" in compared["by_heart"]:
+        parts.append(compared["by_heart"])
     if diagnosis is not None:
         parts.append(diagnosis["sentence"])
     return " ".join(parts) or "No distance could be computed; the reasons stand below."
@@ -135,11 +166,17 @@ def copies_sentence(found: Memorisation) -> str:
     own = found.by_features
     text = (
         f"{100 * own.rate.value:.1f} % of {found.sample_count:,} samples lie nearer to a training image than the "
-        f"closest {100 * own.expected:.1f} % of {found.val_count:,} real validation images do: "
+        f"closest {100 * own.expected:.1f} % of {found.val_count - own.left_out:,} real validation images do: "
     )
     if own.chance < UNLIKELY:
-        return text + f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
-    return text + "no more than chance gives, so no copying is seen."
+        text += f"more than chance gives (probability {own.chance:.1g}), so training images are repeated."
+    else:
+        text += "no more than chance gives, so no copying is seen."
+    if found.samples_in_train:
+        text += f" {found.samples_in_train:,} samples are training images, pixel for pixel."
+    if own.left_out:
+        text += f" {own.left_out:,} validation images are training images themselves and were left out."
+    return text
 
 
 def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:
@@ -187,6 +224,7 @@ def _cas_figures(
         return None
     seconds = time.monotonic() - began
     common |= {"generated": found.images, "real": found.val_images, "seconds": round(seconds, 1)}
+    common |= {"extractor": found.net, "hash": found.recipe}
     for arm, name in ((found.generated, "cas"), (found.real, "cas_real")):
         for top, estimate in (("top1", arm.top1), ("top5", arm.top5)):
             if top == "top1" or found.top == 5:
@@ -203,10 +241,19 @@ def _cas_told(found: CasResult) -> dict[str, Any]:
     return {
         "sentence": found.sentence + beaten,
         "class_names": [score.name for score in scored],
+        "class_images": [score.images for score in scored],
         "generated": [score.generated.value for score in scored if score.generated],
         "real": [score.real.value for score in scored if score.real],
+        "intervals": {
+            arm: [_ends(getattr(score, arm)) for score in scored] for arm in ("generated", "real", "difference")
+        },
+        "top5": {arm: [getattr(score, f"{arm}_top5").value for score in scored] for arm in ("generated", "real")}
+        if found.top == TOP
+        else {},
         "beats": list(found.beats),
         "network": found.net,
+        "why": found.why,
+        "recipe": found.recipe,
         "side": found.side,
         "images": found.images,
         "steps": found.steps,
@@ -216,3 +263,7 @@ def _cas_told(found: CasResult) -> dict[str, Any]:
         "converged": found.converged,
         "hashes": found.hashes,
     }
+
+
+def _ends(estimate: Estimate) -> list[float | None]:
+    return [estimate.low, estimate.high]
