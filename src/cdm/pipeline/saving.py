@@ -64,6 +64,7 @@ class FolderSink:
 
     def __init__(self, folder: Path, request: EvaluateRequest, source: ImageSource, run: RunImages | None) -> None:
         self.folder, self.source, self.force = folder, source, request.force
+        self.count = source.count
         self._names = [file_name(source, i) for i in range(source.count)]
         self._told: dict[str, Any] = {"made_by": "cdm evaluate", "images": source.key}
         if run is not None:
