@@ -161,11 +161,11 @@ def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, 
     folder = ("evaluate", evaluated / "images", *common, "--out", tmp_path / "folder")
     succeeded(run_here(*folder, "--save", tmp_path / "images.zip"), "36 images saved in")
     succeeded(run_here("evaluate", tmp_path / "images.zip", *common, "--out", tmp_path / "zip", "--save",
-                       tmp_path / "images.npz"), "reused from an earlier evaluation")  # fmt: skip
-    succeeded(run_here("evaluate", tmp_path / "images.npz", *common, "--out", tmp_path / "npz"))
+                       tmp_path / "images.NPZ"), "reused from an earlier evaluation")  # fmt: skip
+    succeeded(run_here("evaluate", tmp_path / "images.NPZ", *common, "--out", tmp_path / "npz"))
     assert len(values(tmp_path / "folder")) == 5
     assert values(tmp_path / "folder") == values(tmp_path / "zip") == values(tmp_path / "npz")
-    with np.load(tmp_path / "images.npz") as made:
+    with np.load(tmp_path / "images.NPZ") as made:
         assert made["arr_0"].shape == (36, 16, 16, 3) and sorted(set(made["arr_1"].tolist())) == [0, 1]
 
 
@@ -184,7 +184,7 @@ def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tm
     succeeded(run_here(*again))
     before = values(tmp_path / "o")
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *_: pytest.fail("computed twice"))
-    monkeypatch.setattr("cdm.pipeline.image_source.FileImages.block", lambda *_: pytest.fail("read twice"))
+    monkeypatch.setattr("cdm.pipeline.image_source.FileImages.pick", lambda *_: pytest.fail("read twice"))
     succeeded(run_here(*again))
     assert values(tmp_path / "o") == before
 
@@ -194,6 +194,26 @@ def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cac
                    "--out", tmp_path / "out")  # fmt: skip
     succeeded(ran, "FD-blocks", " !")
     assert load_report(tmp_path / "out").find("fd").forced
+
+
+def test_more_images_are_diagnosed_as_if_they_were_the_first(made, real, own, cache, tmp_path):
+    """Real images put in after a stage are others where there are more: what is kept of fewer is not taken for them."""
+    command = ("evaluate", made, "--data", real / "val", "--metrics", "diagnosis", *own, *QUICK)
+    for count, out in ((8, "grown"), (20, "grown"), (20, "whole")):
+        run_here(*command, "-n", count, "--out", tmp_path / out)
+    grown, whole = (load_report(tmp_path / out).diagnosis for out in ("grown", "whole"))
+    assert whole["count"] == 20 and grown == whole
+
+
+def test_larger_real_images_are_told_with_both_sizes(evaluated, real, own, cache, tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "large" / name, 16, seed=2, width=48, height=40)
+    ran = run_here("evaluate", evaluated / "images", "--data", tmp_path / "large", "--metrics", "kid", *own, "--out",
+                   tmp_path / "out")  # fmt: skip
+    succeeded(ran, "are 40 pixels (median shorter side), those judged 16: they are compared at 16")
+    data = load_report(tmp_path / "out").data["val"]
+    assert (data["own_size"], data["size"]) == (40, 16)
+    assert "40 pixels, compared at 16" in (tmp_path / "out" / "report.html").read_text()
 
 
 # ---- interruption and processes --------------------------------------------------------------------------------------
@@ -371,6 +391,15 @@ def more_images_than_there_are(folder, real):
     return (pictures(folder), "-n", "99"), ("-n is 99", "has 12 images")
 
 
+def saved_among_the_judged_images(folder, real):
+    return (pictures(folder), "--save", folder / "made" / "again"), ("--save", "lies inside", "place outside")
+
+
+def saved_over_the_judged_images(folder, real):
+    file = npz(folder, arr_0=np.zeros((12, 16, 16, 3), np.uint8))
+    return (file, "--save", file, "--force"), ("--save", "is the same as", "place outside")
+
+
 def nothing_there(folder, real):
     return (folder / "nowhere",), ("no data at", "check the path")
 
@@ -378,7 +407,8 @@ def nothing_there(folder, real):
 REFUSED = [
     too_few_samples, size_mismatch, images_larger_than_the_real_ones, different_classes, wrong_keys, wrong_dtype,
     nan_pixels, objects, zero_variance, corrupted_weights, unknown_metric, unknown_extractor, missing_callable,
-    sampling_options_for_images, more_images_than_there_are, nothing_there,
+    sampling_options_for_images, more_images_than_there_are, saved_among_the_judged_images,
+    saved_over_the_judged_images, nothing_there,
 ]  # fmt: skip
 
 

@@ -80,6 +80,23 @@ def test_a_store_of_the_first_images_takes_no_more(tmp_path):
     assert len(first.images()) == 5 and len(all_of_them.images()) == 20
 
 
+def test_a_first_pass_over_some_images_is_no_going_on(tmp_path):
+    """Nothing is done where fewer images are wanted than there are; a second sink's are counted once."""
+    said, stores = [], [ImageStore(tmp_path, key, count, (1, 2, 2)) for key, count in (("a", 12), ("b", 5))]
+    fill(Numbers(30), stores, Processes(), 8, no_progress, said.append)
+    assert not said
+    more = ImageStore(tmp_path, "a", 20, (1, 2, 2))
+    fill(Numbers(30), [more, stores[1]], Processes(), 8, no_progress, said.append)
+    assert said == ["going on: 12 of 20 images are done already"]
+
+
+@pytest.mark.parametrize(("wanted", "total"), [(21, 21), (18, 21), (9, 16)])
+def test_progress_counts_the_images_that_are_made(wanted, total, tmp_path):
+    told = []
+    made = fill(Numbers(21), [ImageStore(tmp_path, "k", wanted, (1, 2, 2))], Processes(), 8, lambda *t: told.append(t))
+    assert made == total and {end for _, _, end in told} == {total}
+
+
 def test_processes_share_the_blocks(monkeypatch, tmp_path):
     """Together they make every image once, and nobody makes another's."""
     monkeypatch.setattr(Processes, "wait", lambda self: None)

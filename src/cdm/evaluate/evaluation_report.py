@@ -53,7 +53,9 @@ def _header(report: Report) -> dict[str, str]:
 
 def _data_words(data: Mapping[str, Any]) -> str:
     count = f"{data['count']:,} images" if data.get("count") else "statistics"
-    return f"{data.get('where', '')}, {count}, {data.get('fingerprint', '')}"
+    own, size = data.get("own_size", 0), data.get("size", 0)
+    sizes = f"{own} pixels, compared at {size}, " if own > size else ""
+    return f"{data.get('where', '')}, {count}, {sizes}{data.get('fingerprint', '')}"
 
 
 def _summary(report: Report) -> list[Block]:

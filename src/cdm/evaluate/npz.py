@@ -6,6 +6,7 @@ statistics have ``mu`` and ``sigma`` of the pool features, and may have ``mu_s``
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,30 @@ class NpzImages:
                 images = pixels.reshape(rows, height, width, channels).transpose(0, 3, 1, 2)
                 yield torch.from_numpy(np.ascontiguousarray(images))
 
+    def mapped(self) -> UInt8[np.ndarray, "n h w c"]:
+        """All images, mapped from the file; where it is compressed, from a copy that goes when they are dropped.
+
+        The file is read through once, so damage is found here.
+        """
+        channels, height, width = self.shape
+        shape = (self.count, height, width, channels)
+        with _opened(self.path) as archive, _member(self.path, SAMPLES) as (file, _):
+            entry = archive.getinfo(f"{SAMPLES}.npy")
+            begin, size = file.tell(), int(np.prod(shape))
+            if entry.file_size < begin + size:
+                raise EOFError
+            if entry.compress_type == zipfile.ZIP_STORED:
+                while file.read(_PIECE):
+                    pass
+                return np.memmap(
+                    self.path, np.uint8, mode="r", offset=_content_at(self.path, entry) + begin, shape=shape
+                )
+            with tempfile.TemporaryFile() as copy:
+                while piece := file.read(_PIECE):
+                    copy.write(piece)
+                copy.flush()
+                return np.memmap(copy, np.uint8, mode="r", shape=shape)
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -63,6 +88,17 @@ class Reference:
 def is_reference(path: Path) -> bool:
     """Whether an ``.npz`` has reference statistics; it may have images as well."""
     return "mu" in _keys(path)
+
+
+_PIECE = 1 << 24  # bytes read at a time
+
+
+def _content_at(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where a member begins: after its own header of 30 bytes, its name and its extra field."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 # ---- sample batches --------------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ class Figure:
     generated, real: number of images on each side; real is 0 where the number is not known or none are used.
     reference: ``val``, ``train`` or empty. data: fingerprint of that reference.
     verified: False for weights other than the published ones. forced: computed with ``--force`` on too few images.
-    floor: the same distance of as many real validation images, where that is known.
+    floor: the same distance of real validation images, where that is known. floor_images: how many they are; as many as
+    are judged for a Fréchet distance, which depends on it, or all where they are fewer.
     """
 
     metric: str
@@ -75,6 +76,7 @@ class Figure:
     verified: bool = True
     forced: bool = False
     floor: float | None = None
+    floor_images: int = 0
     seconds: float = 0.0
     reason: str = ""
 
@@ -116,7 +118,10 @@ class Figure:
 
     @property
     def shown_floor(self) -> str:
-        return "" if self.floor is None else self._number(self.floor)
+        if self.floor is None:
+            return ""
+        fewer = f" (of only {self.floor_images:,} images)" if 0 < self.floor_images < self.generated else ""
+        return f"{self._number(self.floor)}{fewer}"
 
     def _number(self, value: float) -> str:
         metric = METRICS[self.metric]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from cdm.evaluate.diagnosis import Diagnosis, Measurements, View, diagnose
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.intervals import Estimate
@@ -15,7 +13,7 @@ from cdm.evaluate.measurements import LevelImages, measure_cascade, measure_imag
 from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_chains import Chains, other_levels, pairs_of, stage_images, why_not
-from cdm.pipeline.evaluate_figures import FAILURES, Judged
+from cdm.pipeline.evaluate_figures import FAILURES, Judged, spread_rows
 from cdm.pipeline.evaluate_findings import Copies
 from cdm.pipeline.evaluate_pictures import stage_panels
 from cdm.pipeline.evaluate_request import least_images, too_few
@@ -86,17 +84,13 @@ def _views(bench: Bench, judged: Sequence[Judged], count: int) -> list[View]:
     views = []
     for own in judged:
         side, val = bench.side("train", own.extractor), bench.side("val", own.extractor)
-        if (
-            side is None
-            or val is None
-            or val.rows is None
-            or too_few(own.extractor.name, own.extractor.dim, count, count)
-        ):
+        if side is None or val is None or val.rows is None:
+            continue
+        number = min(count, len(val.rows), own.count)
+        if too_few(own.extractor.name, own.extractor.dim, number, number):
             continue
         stats = side.stats("main")
-        count = min(count, len(val.rows), own.count)
-        floor = val.rows[np.linspace(0, len(val.rows) - 1, count).round().astype(int)]
-        full = own.rows("main")[:count]
+        floor, full = spread_rows(val.rows, number), own.rows("main")[:number]
         views.append(view_of(own.extractor, stats, frechet_estimate(stats, full), frechet_estimate(stats, floor)))
     return views
 

@@ -96,11 +96,12 @@ def fill_chains(bench: Bench, length: int, lower: tuple[ImageStore, ...]) -> Cha
     indices, rows = pairs_of(run.labels, run.count, val, length)
     pyramid = Pyramid(val.array, run.cascade.config.sizes)
     labels = None if val.labels is None else val.labels[rows]
+    data = key_of(val.key, rows.tolist())
     oracles = []
     for after in range(len(lower)):
         low_res = np.asarray(pyramid.at(after)[val.rows[rows]])
         source = OracleImages(
-            run.cascade, non_truncated(run.settings), run.seed, after, low_res, val.array.window, labels, val.key
+            run.cascade, non_truncated(run.settings), run.seed, after, low_res, val.array.window, labels, data
         )
         oracles.append(_fill_stages(bench, source, bench.processes))
     return Chains(indices, rows, lower, tuple(oracles))

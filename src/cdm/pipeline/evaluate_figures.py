@@ -134,7 +134,7 @@ class Desk:
         if self.request.wants("kid"):
             made = self.measure(["kid"], [judged.key], lambda: {"kid": kid(rows, judged.rows("main"))}, **common)
             if made and floor is not None and floor.rows is not None:
-                self._put_floor(made[0], self._kid_floor(judged, side, floor))
+                self._put_floor(made[0], self._kid_floor(judged, side, floor), len(floor.rows))
         if self.request.wants("prdc"):
             self.measure(NEIGHBOURHOODS, [judged.key], lambda: _prdc(rows, judged), **common)
 
@@ -167,18 +167,18 @@ class Desk:
             forced=bool(reason), **common,
         )  # fmt: skip
         if made and floor is not None and floor.rows is not None:
-            self._put_floor(made[0], self._floor(side, floor, judged))
+            self._put_floor(made[0], self._floor(side, floor, judged), min(judged.count, len(floor.rows)))
 
     def _floor(self, side: Side, floor: Side, judged: Judged) -> float | None:
-        """The same distance of as many real images, as far as there are so many."""
+        """The same distance of as many real images, or of all where they are fewer."""
         assert floor.rows is not None
         if floor.rows is side.rows:
             return None
-        key = key_of("fd floor", side.data, floor.data, judged.extractor.hash, judged.count)
+        key = key_of("fd floor of spread rows", side.data, floor.data, judged.extractor.hash, judged.count)
         known = self.ledger.get(key)
         if known is None:
             try:
-                stats = feature_stats(floor.rows[: judged.count])
+                stats = feature_stats(spread_rows(floor.rows, judged.count))
                 known = self.ledger.put(key, [frechet_distance(side.stats("main"), stats)])
             except FAILURES:
                 return None
@@ -196,8 +196,14 @@ class Desk:
                 return None
         return known[0]
 
-    def _put_floor(self, figure: Figure, floor: float | None) -> None:
-        self.figures[self.figures.index(figure)] = replace(figure, floor=floor)
+    def _put_floor(self, figure: Figure, floor: float | None, images: int) -> None:
+        found = replace(figure, floor=floor, floor_images=images if floor is not None else 0)
+        self.figures[self.figures.index(figure)] = found
+
+
+def spread_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` rows, evenly spread: real images stand class by class, so the first are of one."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
 
 
 def figure_of(metric: str, estimate: Estimate, **common: Any) -> Figure:

@@ -14,11 +14,20 @@ from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
 from cdm.data.source import LETTERS_SPEC, open_source
 from cdm.data.split import split_rows
 from cdm.errors import UserError
-from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest
+from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest, check_apart
 from cdm.pipeline.generate import RunImages
-from cdm.pipeline.image_source import FileImages, ImageSource, class_shares, is_npz, labels_in_turn, open_files
+from cdm.pipeline.image_source import (
+    FileImages,
+    ImageSource,
+    MixedImages,
+    check_count,
+    class_shares,
+    is_npz,
+    labels_in_turn,
+    open_files,
+)
 from cdm.pipeline.npz_source import GivenStats, NpzImages, read_npz_array, read_npz_stats
-from cdm.pipeline.reference import RealImages, check_classes, load_array, make_real, shared_images
+from cdm.pipeline.reference import ROLES, RealImages, check_classes, load_array, make_real, own_size, shared_images
 from cdm.train.log import counted
 
 Say = Callable[[str], None]
@@ -29,7 +38,8 @@ class Inputs:
     """Everything that is read before anything is computed.
 
     run: the cascade where a run is judged. val, train: real images, None where there are none. stats: statistics that
-    stand for the real images of that role. warnings: sentences that the report repeats.
+    stand for the real images of that role. warnings: sentences that the report repeats. own_sizes: shorter side of the
+    real images of a role as they are stored, which may be more than what they are compared at.
     """
 
     source: ImageSource
@@ -39,6 +49,7 @@ class Inputs:
     stats: dict[str, GivenStats]
     subject: dict[str, Any]
     warnings: tuple[str, ...]
+    own_sizes: dict[str, int]
 
     @property
     def data(self) -> dict[str, dict[str, Any]]:
@@ -47,7 +58,8 @@ class Inputs:
         for role, real in (("val", self.val), ("train", self.train)):
             if real is not None:
                 told[role] = {"where": real.where, "count": real.count, "fingerprint": real.fingerprint,
-                              "size": real.shape[-1], "classes": len(real.class_names)}  # fmt: skip
+                              "size": real.shape[-1], "own_size": self.own_sizes.get(role, real.shape[-1]),
+                              "classes": len(real.class_names)}  # fmt: skip
             elif role in self.stats:
                 given = self.stats[role]
                 told[role] = {"where": given.where, "count": 0, "fingerprint": given.fingerprint, "statistics": True}
@@ -67,21 +79,24 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
         channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
     notes: list[str] = []
     training = _training(request) if config is not None else {}
-    real, stats = _real_sides(request, training, _Form(size, channels, like, names), say, notes)
+    own_sizes: dict[str, int] = {}
+    form = _Form(size, channels, like, names)
+    real, stats = _real_sides(request, training, form, say, notes, own_sizes)
     val, train = real.get("val"), real.get("train")
     source: ImageSource
     if config is not None:
         source, common = _run_images(request, config, val or train, notes), names
     else:
         assert given is not None
-        source, common = _same_classes(given, val, train)
+        stored, common = _same_classes(given, val, train)
+        source = MixedImages(stored, request.num or stored.count)
     val, train = (_with_classes(real, common, notes) for real in (val, train))
     if val is not None and train is not None:
         _warn_of_shared(val, train, notes)
     for note in notes:
         say(f"warning: {note}")
     run = source if isinstance(source, RunImages) else None
-    return Inputs(source, run, val, train, stats, _subject(request, source), tuple(notes))
+    return Inputs(source, run, val, train, stats, _subject(request, source), tuple(notes), own_sizes)
 
 
 def _run_config(request: EvaluateRequest) -> CascadeConfig | None:
@@ -100,9 +115,10 @@ def _refuse_sampling(request: EvaluateRequest) -> None:
 
 
 def _open_images(request: EvaluateRequest) -> FileImages | NpzImages:
-    if is_npz(request.subject):
-        return NpzImages(Path(request.subject), request.num)
-    return open_files(request.subject, request.num)
+    found = NpzImages(Path(request.subject)) if is_npz(request.subject) else open_files(request.subject)
+    if request.num is not None:
+        check_count(request.num, found.count, request.subject)
+    return found
 
 
 def _training(request: EvaluateRequest) -> dict[str, Any]:
@@ -121,13 +137,15 @@ class _Form:
 
 
 def _real_sides(
-    request: EvaluateRequest, training: dict[str, Any], form: _Form, say: Say, notes: list[str]
-) -> tuple[dict[str, RealImages], dict[str, GivenStats]]:
+    request: EvaluateRequest, training: dict[str, Any], form: _Form, say: Say, notes: list[str],
+    own_sizes: dict[str, int],
+) -> tuple[dict[str, RealImages], dict[str, GivenStats]]:  # fmt: skip
     """Validation and training images by role, and the statistics that stand for them or go before them."""
     real: dict[str, RealImages] = {}
     stats: dict[str, GivenStats] = {}
     held_out = _held_out_of(request, training)
     train = request.train_data or _recorded(training, say)
+    check_apart(request, "what the run was trained on", train)
     for role, spec in (("val", request.data), ("train", train)):
         if spec is None:
             notes.append(
@@ -137,6 +155,12 @@ def _real_sides(
             _read_npz(role, Path(spec), form, real, stats)
         else:
             array = load_array(spec, form.size, form.channels, form.like, say)
+            own_sizes[role] = own_size(spec, form.size)
+            if own_sizes[role] > form.size:
+                say(
+                    f"the {ROLES[role]} images at {spec} are {own_sizes[role]} pixels (median shorter side), those "
+                    f"judged {form.size}: they are compared at {form.size}, averaged down"
+                )
             rows = None
             if role == "val" and held_out:
                 rows = split_rows(array.names, array.labels, held_out)[1]
@@ -214,7 +238,7 @@ def _run_images(
 
 def _same_classes(
     source: FileImages | NpzImages, val: RealImages | None, train: RealImages | None
-) -> tuple[ImageSource, tuple[str, ...]]:
+) -> tuple[FileImages | NpzImages, tuple[str, ...]]:
     """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack."""
     real = tuple(sorted({name for side in (val, train) if side is not None for name in side.class_names}))
     if not real or source.labels is None:

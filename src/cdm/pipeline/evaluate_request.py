@@ -66,9 +66,35 @@ class EvaluateRequest:
                     )
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; expected a folder to make: change --out.")
+        _check_places(self)
 
     def wants(self, group: str) -> bool:
         return not self.metrics or group in self.metrics
+
+
+def _check_places(request: EvaluateRequest) -> None:
+    """A run's folder may hold its evaluations; a folder of images may not."""
+    check_apart(request, "--data", request.data)
+    check_apart(request, "--train-data", request.train_data)
+    if not (Path(request.subject) / "cascade.json").exists():
+        check_apart(request, "the judged images", request.subject)
+
+
+def check_apart(request: EvaluateRequest, what: str, given: str | None) -> None:
+    """Nothing is written among the images that are read, nor over them. ``given``: where they are; ``what``: as what.
+
+    Raises ``UserError``.
+    """
+    for flag, place in (("--out", request.out), ("--save", request.save)):
+        if place is None or given is None or given.startswith("builtin:"):
+            continue
+        path, images = Path(place).resolve(), Path(given).expanduser().resolve()
+        if images == path or images in path.parents:
+            where = "is the same as" if images == path else "lies inside"
+            raise UserError(
+                f"{flag} {place} {where} {given} ({what}), where it would change the images that are read; expected a "
+                f"place outside: change {flag}."
+            )
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:

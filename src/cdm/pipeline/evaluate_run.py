@@ -30,7 +30,7 @@ from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import ReferenceCache, cache_folder, pixels_of
-from cdm.pipeline.saving import ARCHIVES, FolderSink, check_save, pack
+from cdm.pipeline.saving import FolderSink, check_save, is_archive, pack
 from cdm.runtime import choose_device, set_threads
 from cdm.train.log import counted, duration
 
@@ -151,7 +151,7 @@ def run_through(
         sinks.append(FeatureSink(extractor, stores[-1]))
     images = ImageStore(bench.work, source.key, _kept(bench, length), source.shape)
     sinks += [images, *lower]
-    if request.save is not None and not request.save.endswith(ARCHIVES):
+    if request.save is not None and not is_archive(request.save):
         sinks.append(FolderSink(Path(request.save), request, source, bench.inputs.run))
     began = time.monotonic()
     made = fill(source, sinks, bench.processes, request.batch_size, bench.progress, bench.say)
@@ -166,7 +166,7 @@ def _kept(bench: Bench, length: int) -> int:
     """How many images, from the first on, are kept in the working folder: for CAS, copies, pictures,
     diagnosis; all for an archive."""
     request, source, train = bench.request, bench.inputs.source, bench.inputs.train
-    if request.save is not None and request.save.endswith(ARCHIVES):
+    if is_archive(request.save):
         return source.count
     again = request.wants("memorisation") or (request.wants("cas") and source.labels is not None)
     return min(source.count, max(SHOWN_MOST, length, train.count if again and train is not None else 0))

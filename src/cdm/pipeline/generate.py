@@ -159,10 +159,12 @@ def to_bytes(x: Float[Tensor, "b c h w"], what: str) -> Images:
 @runtime_checkable
 class Sink(Protocol):
     """Takes images of one stage by number and remembers which it has, also after a kill. ``stage``: place in what the
-    source makes; -1: the last."""
+    source makes; -1: the last. ``count``: it wants as many, from the first on."""
 
     @property
     def stage(self) -> int: ...
+    @property
+    def count(self) -> int: ...
     def missing(self) -> Int64[np.ndarray, " m"]: ...
     def write(self, indices: Int64[np.ndarray, " b"], images: Images) -> None: ...
 
@@ -174,6 +176,10 @@ class FeatureSink:
     extractor: Extractor
     store: FeatureStore
     stage: int = -1
+
+    @property
+    def count(self) -> int:
+        return self.store.count
 
     def missing(self) -> Int64[np.ndarray, " m"]:
         return self.store.missing()
@@ -241,14 +247,16 @@ def fill(
     processes.wait()
     missing = [sink.missing() for sink in sinks]
     processes.wait()  # nobody writes before everybody has looked
-    left = max(map(len, missing), default=0)
-    if say is not None and 0 < left < source.count:
-        say(f"going on: {source.count - left:,} of {source.count:,} images are done already")
-    blocks = np.unique(np.concatenate([*missing, np.empty(0, dtype=np.int64)]) // batch_size)
+    wanted = max((sink.count for sink in sinks), default=0)
+    left = np.unique(np.concatenate([*missing, np.empty(0, dtype=np.int64)]))
+    if say is not None and 0 < len(left) < wanted:
+        say(f"going on: {wanted - len(left):,} of {wanted:,} images are done already")
+    blocks = np.unique(left // batch_size)
     mine = [int(block) for block in blocks if processes.owns(int(block))]
+    total = int(np.minimum((blocks + 1) * batch_size, source.count).sum() - (blocks * batch_size).sum())
     made = 0
     for done, block in enumerate(mine):
-        progress(source.what, min(done * batch_size * processes.count, source.count), len(blocks) * batch_size)
+        progress(source.what, min(done * batch_size * processes.count, total), total)
         start, stop = block * batch_size, min((block + 1) * batch_size, source.count)
         images = source.stages(start, stop)
         for sink, own in zip(sinks, missing, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,25 +15,24 @@ from cdm.data.image_array import ImageArray
 from cdm.errors import UserError
 from cdm.evaluate.npz import SAMPLES, is_reference, open_images, read_reference
 from cdm.evaluate.stats import FeatureStats
-from cdm.pipeline.image_source import ClassIndex, Images, check_count, key_of, unlike_classes
+from cdm.pipeline.image_source import ClassIndex, Images, key_of, sums_of, unlike_classes
 
 CHUNK = 256  # images read at a time
 
 
 class NpzImages:
-    """Images of a sample batch, read forwards: a block before the last one begins the file anew."""
+    """Images of a sample batch, mapped from the file when they are first asked for."""
 
-    def __init__(self, path: Path, count: int | None, class_names: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, class_names: tuple[str, ...] = ()) -> None:
         self._file = open_images(path)
         channels, height, width = self._file.shape
         if height != width:
             raise UserError(f"the images of {path} are {width}x{height} pixels; expected squares: crop them.")
         self.what = str(path)
         self.shape = (channels, height, width)
-        self.count = self._file.count if count is None else check_count(count, self._file.count, str(path))
+        self.count = self._file.count
+        self.groups = self._file.labels
         self.class_names = class_names
-        self._chunks: Iterator[Images] = iter(())
-        self._at, self._held = -1, torch.empty(0, *self.shape, dtype=torch.uint8)
 
     @property
     def key(self) -> str:
@@ -43,36 +41,26 @@ class NpzImages:
     @cached_property
     def _key(self) -> str:
         """Of the file's content, as its archive sums it."""
-        with zipfile.ZipFile(self._file.path) as archive:
-            sums = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
-        return key_of("npz", hashlib.sha256(repr(sums).encode()).hexdigest())
+        return key_of("npz", sums_of(self._file.path))
 
     @property
     def labels(self) -> ClassIndex | None:
         """None without names for them."""
-        return self._file.labels[: self.count] if self._file.labels is not None and self.class_names else None
+        return self._file.labels if self.class_names else None
 
     def with_classes(self, class_names: tuple[str, ...]) -> NpzImages:
         """Numbers called by name. Raises ``UserError`` for a number that has none."""
         labels = self._file.labels
         if class_names and labels is not None and not 0 <= labels.min() <= labels.max() < len(class_names):
             raise unlike_classes(self.what, str(int(labels.max())), class_names)
-        return NpzImages(self._file.path, self.count, class_names)
+        return NpzImages(self._file.path, class_names)
 
-    def stages(self, start: int, stop: int) -> tuple[Images, ...]:
-        return (self.block(start, stop),)
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        return self._file.mapped()
 
-    def block(self, start: int, stop: int) -> Images:
-        first, last = start // CHUNK, (stop - 1) // CHUNK
-        found = torch.cat([self._chunk(number) for number in range(first, last + 1)])
-        return found[start - first * CHUNK : stop - first * CHUNK]
-
-    def _chunk(self, number: int) -> Images:
-        if number < self._at or self._at < 0:
-            self._chunks, self._at = self._file.blocks(CHUNK), -1
-        while self._at < number:
-            self._held, self._at = next(self._chunks), self._at + 1
-        return self._held
+    def pick(self, numbers: ClassIndex) -> Images:
+        return torch.from_numpy(np.ascontiguousarray(self._pixels[numbers].transpose(0, 3, 1, 2)))
 
 
 @dataclass(frozen=True)

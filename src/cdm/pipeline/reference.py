@@ -18,7 +18,8 @@ from cdm.config import DataConfig
 from cdm.data.arrays import load_images
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, to_float, to_images
-from cdm.data.source import open_source
+from cdm.data.plan import scan_sizes
+from cdm.data.source import LETTERS_SPEC, open_source
 from cdm.errors import CorruptError, UserError
 from cdm.evaluate.extractors.base import Extractor, widths
 from cdm.evaluate.feature_store import FeatureStore
@@ -134,6 +135,11 @@ def load_array(spec: str, size: int, channels: int, like: DataConfig | None, say
         name, reason = array.skipped[0]
         say(f"{counted(len(array.skipped), 'file')} of {spec} skipped, as {name}: {reason}")
     return array
+
+
+def own_size(spec: str, size: int) -> int:
+    """Median shorter side of the images as they are stored; the built-in letters are drawn at ``size`` itself."""
+    return size if spec == LETTERS_SPEC else scan_sizes(open_source(spec)).median
 
 
 def shared_images(val: RealImages, train: RealImages) -> int:

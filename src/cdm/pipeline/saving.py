@@ -21,7 +21,7 @@ from cdm.evaluate.npz import write_images
 from cdm.pipeline.evaluate_figures import Ledger
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import ImageStore, RunImages
-from cdm.pipeline.image_source import Images, ImageSource, key_of
+from cdm.pipeline.image_source import Images, ImageSource, MixedImages, key_of
 from cdm.runtime import precision_name
 from cdm.train.log import counted
 
@@ -30,14 +30,24 @@ Say = Callable[[str], None]
 
 def file_name(source: ImageSource, i: int, prefix: str = "image") -> str:
     """``A/A-000012.png``, or ``image-000012.png`` without classes: what ``cdm train`` and ``cdm evaluate`` read."""
-    suffix = suffix_for(source.shape[0], 8)
+    suffix, number = suffix_for(source.shape[0], 8), _number(source, i)
     if source.labels is None or not source.class_names:
-        return f"{prefix}-{i:06d}{suffix}"
+        return f"{prefix}-{number:06d}{suffix}"
     name = source.class_names[source.labels[i]]
-    return f"{name}/{name}-{i:06d}{suffix}"
+    return f"{name}/{name}-{number:06d}{suffix}"
+
+
+def _number(source: ImageSource, i: int) -> int:
+    """Place of image ``i``: stored images keep theirs, so that what is saved of them is judged in the same order."""
+    return int(source.numbers[i]) if isinstance(source, MixedImages) else i
 
 
 ARCHIVES = (".zip", ".npz")
+
+
+def is_archive(save: str | None) -> bool:
+    """Whether ``--save`` names one file, and no folder."""
+    return save is not None and Path(save).suffix.lower() in ARCHIVES
 
 
 def _key(request: EvaluateRequest, source: ImageSource) -> str:
@@ -50,7 +60,7 @@ def check_save(request: EvaluateRequest, source: ImageSource, ledger: Ledger) ->
     if request.save is None:
         return
     path = Path(request.save)
-    if path.suffix in ARCHIVES:
+    if is_archive(request.save):
         if path.exists() and not request.force and ledger.get(_key(request, source)) is None:
             raise UserError(f"{path} exists already; use --force to overwrite it, or another --save.")
     elif path.exists() and not path.is_dir():
@@ -64,6 +74,7 @@ class FolderSink:
 
     def __init__(self, folder: Path, request: EvaluateRequest, source: ImageSource, run: RunImages | None) -> None:
         self.folder, self.source, self.force = folder, source, request.force
+        self.count = source.count
         self._names = [file_name(source, i) for i in range(source.count)]
         self._told: dict[str, Any] = {"made_by": "cdm evaluate", "images": source.key}
         if run is not None:
@@ -101,7 +112,7 @@ class FolderSink:
             path = self.folder / self._names[i]
             make_folder(path.parent)
             named = None if self.source.labels is None else self.source.class_names[self.source.labels[i]]
-            save_png(path, image, self._told | {"class": named, "index": i})
+            save_png(path, image, self._told | {"class": named, "index": _number(self.source, i)})
 
 
 def pack(request: EvaluateRequest, source: ImageSource, store: ImageStore, ledger: Ledger, say: Say) -> None:
@@ -109,20 +120,22 @@ def pack(request: EvaluateRequest, source: ImageSource, store: ImageStore, ledge
     if request.save is None:
         return
     path = Path(request.save)
-    if path.suffix in ARCHIVES and not (path.exists() and ledger.get(_key(request, source))):
+    if is_archive(request.save) and not (path.exists() and ledger.get(_key(request, source))):
         make_folder(path.parent)
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             write_atomic(path, lambda file: _write_zip(file, source, store.images()))
         else:
-            write_images(path, _blocks(store), source.count, source.shape, source.labels)
+            order = np.argsort([_number(source, i) for i in range(source.count)])
+            labels = None if source.labels is None else source.labels[order]
+            write_images(path, _blocks(store, order), source.count, source.shape, labels)
         ledger.put(_key(request, source), True)
     say(f"{counted(source.count, 'image')} saved in {path}")
 
 
-def _blocks(store: ImageStore) -> Iterator[Images]:
+def _blocks(store: ImageStore, order: Int64[np.ndarray, " n"]) -> Iterator[Images]:
     images = store.images()
-    for start in range(0, len(images), 256):
-        yield torch.from_numpy(images[start : start + 256])
+    for start in range(0, len(order), 256):
+        yield torch.from_numpy(images[order[start : start + 256]])
 
 
 def _write_zip(file: Any, source: ImageSource, images: np.ndarray) -> None:
