@@ -207,9 +207,10 @@ def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig |
 
 def train(prepared: Prepared, say: Say) -> Path:
     """Carry a prepared request out. Returns the report's path, or the run's where not all stages are trained yet."""
-    for k in prepared.todo:
-        if images := own_images(prepared.request, prepared.config.stages[k]):
-            round_budget(images, prepared.config.stages[k])  # refused before anything is written
+    if _stored(prepared.folder) is None:  # too small a budget is refused before anything is written
+        for k in prepared.todo:
+            if images := own_images(prepared.request, prepared.config.stages[k]):
+                round_budget(images, prepared.config.stages[k])
     folder = make_folder(prepared.folder)
     with RunLock(folder):
         remove_leftovers(folder)
