@@ -177,8 +177,8 @@ def _stats(path: Path, mean_key: str, cov_key: str, count: int) -> FeatureStats:
             raise UserError(f"{key} of {path} holds NaN or infinity; expected finite statistics: compute them again.")
     if mean.ndim != 1 or mean.size == 0 or cov.shape != (len(mean), len(mean)):
         raise UserError(
-            f"{mean_key} and {cov_key} of {path} are {list(mean.shape)} and {list(cov.shape)}; expected [D] and [D, D], "
-            "D at least 1: compute them again."
+            f"{mean_key} and {cov_key} of {path} are {list(mean.shape)} and {list(cov.shape)}; expected [D] and "
+            "[D, D], D at least 1: compute them again."
         )
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if np.abs(cov - cov.T).max() > 1e-6 * np.abs(cov).max() or (np.diagonal(cov) < 0).any():

@@ -144,7 +144,7 @@ def _source(module: Any) -> str:
 
 
 def _hash(source: str, function_name: str, features: Float32[Tensor, "b d"]) -> str:
-    """Of the source, the function's name and what it makes of the probe images, so that other weights have another hash.
+    """Of the source, the function's name and what it makes of the probe images, so that other weights tell.
 
     Each probe is told by one number, a sum of its features with random signs: the fewer numbers, the less likely is one
     that lies on the edge of rounding and falls to the other side on another machine.
