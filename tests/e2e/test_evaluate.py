@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PILImage
 from tests.browser import look
 from tests.e2e.command import TIMEOUT_S, environment, refused, run_here, succeeded
@@ -15,6 +16,7 @@ from tests.e2e.conftest import CLASSES, made_once, write_images
 from tests.fakes import random_cascade, save_run, stage_config
 
 from cdm.evaluate.cas import cas
+from cdm.evaluate.extractors.base import Features
 from cdm.evaluate.results import load_report
 
 QUICK = ("--steps", "2,2", "--batch-size", "8")
@@ -306,6 +308,90 @@ def test_a_dry_run_writes_nothing(made, real, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_lists_what_will_be_measured_and_what_not(evaluated, real, own, cache, tmp_path, monkeypatch):
+    """As the command itself does it at its end."""
+    monkeypatch.setattr("cdm.evaluate.extractors.domain.EFFORT", 20)
+    monkeypatch.setenv("CDM_WEIGHTS", str(tmp_path / "no weights"))
+    (tmp_path / "plain").mkdir()
+    for path in sorted((evaluated / "images").rglob("*.png")):
+        shutil.copy(path, tmp_path / "plain" / path.name)
+    own = ("--extractors", f"{own[1]},domain,inception")
+    command = ("evaluate", tmp_path / "plain", "--data", real / "val", *own, "--out", tmp_path / "out")
+    planned, done = run_here(*command, "--dry-run"), run_here(*command)
+    succeeded(planned, "KID-blocks ×1000, precision, recall, density, coverage against val; KID-domain")
+    succeeded(done)
+
+    def left_out(ran):
+        return sorted(line for line in ran.out.splitlines() if line.startswith(("not computed", "no diagnosis")))
+
+    assert left_out(planned) == left_out(done) and len(left_out(done)) == 5, planned
+    listed = next(line for line in planned.out.splitlines() if line.startswith("to be measured"))
+    assert "diagnosis" in listed
+    for word in ("FD", "FID", "Inception", "CAS", "copies"):
+        assert word not in listed
+
+
+@pytest.mark.parametrize("metric", ["diagnosis", "memorisation"])
+def test_one_finding_alone_is_an_evaluation(evaluated, real, own, cache, tmp_path, metric):
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "val", "--train-data", real / "train",
+                   "--metrics", metric, *own, "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "report.html")
+    assert getattr(load_report(tmp_path / "out"), metric)
+
+
+def test_a_better_level_is_measured_on_real_low_res_too(made, real, own, cache, tmp_path, monkeypatch):
+    def better(found):
+        return found.levels[1] if found.levels else None
+
+    monkeypatch.setattr("cdm.pipeline.evaluate_apart.better_level", better)
+    ran = run_here("evaluate", made, "--data", real / "val", "-n", 30, "--metrics", "diagnosis", *own, *QUICK,
+                   "--aug-level", "0", "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran)
+    levels = load_report(tmp_path / "out").diagnosis["levels"]
+    assert [level["level"] for level in levels] == [0.1, 0.2]
+    assert levels[0]["oracle"] is None and levels[1]["oracle"]["value"] > 0
+
+
+def test_labels_of_an_npz_are_the_classes_of_the_real_images(evaluated, real, own, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("cdm.pipeline.evaluate_findings.cas", partial(cas, steps=1, seeds=(0, 1)))
+    images = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=images, arr_1=np.arange(36) % 2)
+    ran = run_here("evaluate", tmp_path / "images.npz", "--data", real / "val", "--train-data", real / "train",
+                   "--metrics", "cas", "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "CAS top-1")
+    assert load_report(tmp_path / "out").cas["class_names"] == ["cat", "dog"]
+
+
+class Eyes:
+    """Stands for Inception: blocks of pixels, of two sizes."""
+
+    name, hash, dim, spatial_dim, num_probabilities = "inception", "0" * 12, 12, 3, 0
+    resize, verified = "area", True
+
+    def __call__(self, images):
+        pool = torch.nn.functional.adaptive_avg_pool2d
+        return Features(*(pool(images.float() / 255, side).flatten(1) for side in (2, 1)))
+
+
+def test_statistics_that_were_saved_read_as_real_images(evaluated, real, cache, tmp_path, monkeypatch):
+    """The distance to the file is that to the images it was made of."""
+    monkeypatch.setattr("cdm.evaluate.extractors.load_inception", lambda *_: Eyes())
+    common = ("--metrics", "fd,sfid,kid", "--extractors", "inception", "--force", "-n", 12)
+    images, file = evaluated / "images", tmp_path / "made" / "reference.npz"
+    first = ("evaluate", images, "--data", real / "val", *common, "--out", tmp_path / "a", "--save-statistics", file)
+    succeeded(run_here(*first), "statistics of 32 real images saved in")
+    with np.load(file) as made:
+        assert set(made) == {"mu", "sigma", "mu_s", "sigma_s", "count"} and made["mu_s"].shape == (3,)
+    succeeded(run_here("evaluate", images, "--data", file, *common, "--out", tmp_path / "b"))
+    one, other = load_report(tmp_path / "a"), load_report(tmp_path / "b")
+    for metric in ("fd", "sfid"):
+        assert other.find(metric).value == pytest.approx(one.find(metric).value, rel=1e-6)
+        assert other.find(metric).real == 32
+    again = [argument for argument in first if argument != "--force"]
+    succeeded(run_here(*again))  # its own file
+    refused(run_here(*[tmp_path / "c" if a == tmp_path / "a" else a for a in again]), "exists already", "--force")
+
+
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +473,53 @@ def sampling_options_for_images(folder, real):
     return (pictures(folder), "--steps", "4,4"), ("--steps", "no run folder", "leave it out")
 
 
+def only_a_run(*options):
+    """An option that images cannot follow."""
+
+    def make(folder, real):
+        return (pictures(folder), *options), (options[0], "no run folder", "leave it out")
+
+    make.__name__ = f"{options[0]}_for_images"
+    return make
+
+
+def weights_at(value, *words):
+    def make(folder, real):
+        return (pictures(folder), "--extractors", "domain,inception", "--extractor-weights", value), words
+
+    make.__name__ = f"weights_{value.split(':')[0].split('=')[0]}"
+    return make
+
+
+def weights_of_what_is_not_used(folder, real):
+    (folder / "weights.pth").write_bytes(b"")
+    given = f"inception={folder / 'weights.pth'}"
+    return (pictures(folder), "--extractors", "domain", "--extractor-weights", given), (given, "among --extractors")
+
+
+def labels_from(first):
+    """One of them is none of the two classes."""
+
+    def make(folder, real):
+        images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+        labels = first + np.arange(12) % 2
+        return (npz(folder, arr_0=images, arr_1=labels), "--metrics", "kid"), (
+            f"the label {-1 if first < 0 else 2} in arr_1",
+            "expected 0 to 1",
+        )
+
+    make.__name__ = f"labels_from_{first}"
+    return make
+
+
+def statistics_without_inception(folder, real):
+    return (pictures(folder), "--save-statistics", folder / "s.npz"), ("Inception is not among the extractors",)
+
+
+def statistics_of_another_name(folder, real):
+    return (pictures(folder), "--save-statistics", folder / "s.zip"), ("ends in .npz",)
+
+
 def more_images_than_there_are(folder, real):
     return (pictures(folder), "-n", "99"), ("-n is 99", "has 12 images")
 
@@ -407,8 +540,13 @@ def nothing_there(folder, real):
 REFUSED = [
     too_few_samples, size_mismatch, images_larger_than_the_real_ones, different_classes, wrong_keys, wrong_dtype,
     nan_pixels, objects, zero_variance, corrupted_weights, unknown_metric, unknown_extractor, missing_callable,
-    sampling_options_for_images, more_images_than_there_are, saved_among_the_judged_images,
-    saved_over_the_judged_images, nothing_there,
+    sampling_options_for_images,
+    only_a_run("--seed", "0"), only_a_run("--weights", "nonsense"), only_a_run("--precision", "bogus"),
+    only_a_run("--sampler", "ddim"), only_a_run("--aug-level", "0.1"),
+    weights_at("custom:own.py:blocks=/nowhere", "takes none"), weights_at("domain=/nowhere", "takes none"),
+    weights_at("inception=/nowhere", "there is nothing at", "inception=/nowhere"), weights_of_what_is_not_used,
+    labels_from(-1), labels_from(1), statistics_without_inception, statistics_of_another_name,
+    more_images_than_there_are, saved_among_the_judged_images, saved_over_the_judged_images, nothing_there,
 ]  # fmt: skip
 
 
@@ -422,8 +560,6 @@ def test_refused(make, real, own, cache, tmp_path):
 
 def test_diverged_weights_are_told(made, real, own, cache, tmp_path, monkeypatch):
     """NaN pixels from the run itself."""
-    import torch
-
     from cdm.cascade import Cascade
 
     load = Cascade.load

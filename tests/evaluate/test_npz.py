@@ -39,6 +39,14 @@ def test_numpy_reads_images_that_we_wrote(tmp_path):
     assert torch.equal(read_all(path), TENSORS)
 
 
+@pytest.mark.filterwarnings("error")
+def test_grey_images_are_tensors_of_their_own(tmp_path):
+    """One channel first or last is the same memory, which in a file's bytes is read-only."""
+    np.savez(tmp_path / "x.npz", IMAGES[..., :1])
+    images = read_all(tmp_path / "x.npz")
+    assert torch.equal(images, TENSORS[:, :1])
+
+
 def test_images_without_labels(tmp_path):
     write_images(tmp_path / "x.npz", [TENSORS], 23, (3, 6, 5))
     assert open_images(tmp_path / "x.npz").labels is None
@@ -105,11 +113,17 @@ def test_bad_images_are_one_sentence(tmp_path, name):
         open_images(tmp_path / "x.npz")
 
 
+GOOD = {"mu": np.zeros(3), "sigma": np.eye(3)}
 BAD_REFERENCES = {
     "no sigma": ({"mu": np.zeros(3)}, "has the arrays mu; expected mu and sigma"),
     "shapes": ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"\[3\] and \[4, 4\]; expected"),
     "NaN": ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "mu of .* holds NaN"),
     "integers": ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "mu of .* holds int64"),
+    "no features": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"\[0\] and \[0, 0\]; expected .* D at least 1"),
+    "infinite count": (GOOD | {"count": np.array([np.inf])}, r"count of .* is float64 \[inf\]; expected one whole"),
+    "count in letters": (GOOD | {"count": np.array(["a"])}, r"count of .* is <U1 \['a'\]; expected one whole"),
+    "empty count": (GOOD | {"count": np.zeros(0, int)}, r"count of .* is int64 \[\]; expected one whole"),
+    "negative count": (GOOD | {"count": np.array(-1)}, r"count of .* is int64 -1; expected one whole"),
     "skewed": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 1], [0, 1]])}, "is not a covariance"),
     "objects": ({"mu": np.array([Bomb()]), "sigma": np.eye(3)}, "holds Python objects"),
 }

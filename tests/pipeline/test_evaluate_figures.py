@@ -1,5 +1,6 @@
 """Figures of an evaluation: what stands beside them, and of which images."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from tests.pipeline.test_reference import Means
 
 from cdm.errors import UserError
+from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.stats import feature_stats
 from cdm.pipeline import evaluate_apart
 from cdm.pipeline.evaluate_bench import Bench
@@ -84,3 +86,26 @@ def test_beside_images_and_inside_a_run_is_fine(tmp_path, monkeypatch):
     (tmp_path / "run" / "cascade.json").touch()
     EvaluateRequest(subject="run", data="builtin:letters", out=Path("run/evaluation"), save="run/images")
     EvaluateRequest(subject="images", data="real", out=Path("images-out"), save="images.zip")
+
+
+def test_a_line_that_has_lost_a_part_is_computed_again(tmp_path: Path) -> None:
+    file = tmp_path / "figures.jsonl"
+    request = EvaluateRequest(subject="images", data="val", out=tmp_path)
+    computed = []
+
+    def compute() -> dict[str, Estimate]:
+        computed.append(1)
+        return {"kid": Estimate(0.5, None, None, "none")}
+
+    def measure() -> float | None:
+        desk = Desk(request, Ledger(file), lambda _: None)
+        return desk.measure(["kid"], ["images"], compute)[0].value
+
+    assert measure() == measure() == 0.5 and len(computed) == 1
+    whole = json.loads(file.read_text())
+    lost = [{"key": whole["key"]}, {"body": 1}, {"key": [1], "body": 1}]
+    damaged = [*lost, whole | {"body": None}, whole | {"body": [{"no": "figure"}]}, whole | {"body": ["no figure"]}]
+    for number, line in enumerate(damaged, start=2):
+        file.write_text(json.dumps(line) + "\n")
+        assert measure() == 0.5 and len(computed) == number
+        assert measure() == 0.5 and len(computed) == number

@@ -17,7 +17,8 @@ def run_evaluate(options: Evaluate, command: str) -> None:
 
     # torch comes only now: wrong options are told at once
     from cdm.cli.progress import counting_progress
-    from cdm.pipeline.evaluate_run import describe, evaluate
+    from cdm.pipeline.evaluate_plan import describe
+    from cdm.pipeline.evaluate_run import evaluate
     from cdm.pipeline.processes import joined
 
     with joined() as processes:
@@ -59,6 +60,7 @@ def _request(options: Evaluate, command: str) -> EvaluateRequest:
         extractor_weights=dict(map(_pair, options.extractor_weights)),
         unverified=options.unverified_weights,
         save=None if options.save is None else os.path.expanduser(options.save),
+        save_statistics=None if options.save_statistics is None else Path(options.save_statistics).expanduser(),
         force=options.force,
         batch_size=options.batch_size,
         device=options.device,

@@ -148,8 +148,8 @@ class Evaluate:
     """Real images of the training (default: as the run recorded)."""
     num: Annotated[int | None, _may("N", name="num", aliases=("-n",))] = None
     """Images judged (default: as VAL has, 2,048 to 10,000)."""
-    seed: Annotated[int, _may("N")] = 0
-    """Seed of the generated images."""
+    seed: Annotated[int | None, _may("N")] = None
+    """Seed of the generated images (default: 0)."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage, as in cdm sample."""
     sampler: Annotated[str | None, _may("NAME")] = None
@@ -158,8 +158,8 @@ class Evaluate:
     """Augmentation level, as in cdm sample."""
     hand_over: Annotated[str | None, _may("HOW")] = None
     """non_truncated or truncated, as in cdm sample."""
-    weights: Annotated[str, _may("NAME")] = "ema"
-    """ema, raw, or an EMA profile such as 0.100."""
+    weights: Annotated[str | None, _may("NAME")] = None
+    """ema, raw, or an EMA profile such as 0.100 (default: ema)."""
     metrics: Annotated[str | None, _may("A,B,..")] = None
     """Some of fd,sfid,kid,is,prdc,cas,memorisation,diagnosis (default: all)."""
     extractors: Annotated[str | None, _may("A,B,..")] = None
@@ -171,14 +171,17 @@ class Evaluate:
     """Take other weights than the published ones, and mark every figure."""
     save: Annotated[str | None, _may("PATH")] = None
     """Keep the images: a folder, .zip or .npz."""
+    save_statistics: Annotated[str | None, _may("FILE.npz")] = None
+    """Keep Inception's statistics of VAL, as ADM's evaluator reads them."""
     force: Annotated[bool, _may()] = False
-    """Compute on too few images too (marked); overwrite --save."""
+    """Compute on too few images too (marked); overwrite --save and
+    --save-statistics."""
     batch_size: Annotated[int, _may("N")] = 64
     """Images at once; fewer need less memory."""
     device: Annotated[str | None, _may("NAME")] = None
     """cpu, cuda, cuda:1 (default: the best there is)."""
-    precision: Annotated[str, _may("NAME")] = "auto"
-    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    precision: Annotated[str | None, _may("NAME")] = None
+    """Of a run: auto (default: bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
     """CPU threads (default: all cores)."""
     dry_run: Annotated[bool, _may()] = False

@@ -235,13 +235,20 @@ def _copied(rate: CopyRate) -> bool:
     return rate.chance < RARE and (rate.rate.low or 0.0) > COPIES * rate.expected
 
 
-def _level(found: Measurements) -> tuple[Finding, Level] | None:
-    """The level that gains most, if any gains enough."""
+def better_level(found: Measurements) -> Level | None:
+    """The level tried that gains most, if any gains enough."""
     if not found.levels:
         return None
     best = min(found.levels, key=lambda each: each.full.value)
     gain = difference(found.distances[0], best.full)
     if not beyond_chance(gain) or gain.value < MATTERS * found.distances[0].value:
+        return None
+    return best
+
+
+def _level(found: Measurements) -> tuple[Finding, Level] | None:
+    best = better_level(found)
+    if best is None:
         return None
     used = found.levels_used[best.stage]
     text = (

@@ -50,7 +50,7 @@ class NpzImages:
                 rows = min(size, self.count - start)
                 pixels = np.frombuffer(_read(file, rows * height * width * channels), np.uint8)
                 images = pixels.reshape(rows, height, width, channels).transpose(0, 3, 1, 2)
-                yield torch.from_numpy(np.ascontiguousarray(images))
+                yield torch.from_numpy(images.copy(order="C"))  # bytes are read-only, and torch warns of that
 
     def mapped(self) -> UInt8[np.ndarray, "n h w c"]:
         """All images, mapped from the file; where it is compressed, from a copy that goes when they are dropped.
@@ -187,11 +187,21 @@ def read_reference(path: Path) -> Reference:
         raise UserError(f"{path} has {_listed(keys)}; expected mu and sigma, the statistics of real images.")
     count = 0
     if COUNT in keys:
-        count = int(_array(path, COUNT).reshape(-1)[0])
+        count = _count(path)
     elif SAMPLES in keys:
         count = open_images(path).count
     spatial = _stats(path, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= set(keys) else None
     return Reference(_stats(path, "mu", "sigma", count), spatial)
+
+
+def _count(path: Path) -> int:
+    found = _array(path, COUNT)
+    if found.dtype.kind not in "iu" or found.size != 1 or int(found.reshape(-1)[0]) < 0:
+        raise UserError(
+            f"{COUNT} of {path} is {found.dtype} {found.tolist()!r:.40}; expected one whole number, of the images that "
+            "the statistics are of: mend it, or leave it out."
+        )
+    return int(found.reshape(-1)[0])
 
 
 def _stats(path: Path, mean_key: str, cov_key: str, count: int) -> FeatureStats:
@@ -201,9 +211,10 @@ def _stats(path: Path, mean_key: str, cov_key: str, count: int) -> FeatureStats:
             raise UserError(f"{key} of {path} holds {array.dtype}; expected floating-point statistics.")
         if not np.isfinite(array).all():
             raise UserError(f"{key} of {path} holds NaN or infinity; expected finite statistics: compute them again.")
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or mean.size == 0 or cov.shape != (len(mean), len(mean)):
         raise UserError(
-            f"{mean_key} and {cov_key} of {path} are {list(mean.shape)} and {list(cov.shape)}; expected [D] and [D, D]."
+            f"{mean_key} and {cov_key} of {path} are {list(mean.shape)} and {list(cov.shape)}; expected [D] and "
+            "[D, D], D at least 1: compute them again."
         )
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if np.abs(cov - cov.T).max() > 1e-6 * np.abs(cov).max() or (np.diagonal(cov) < 0).any():

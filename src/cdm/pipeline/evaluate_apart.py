@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from cdm.evaluate.diagnosis import Diagnosis, Measurements, View, diagnose
+from cdm.evaluate.diagnosis import Diagnosis, Measurements, View, better_level, diagnose
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.intervals import Estimate
-from cdm.evaluate.measurements import LevelImages, measure_cascade, measure_images, view_of
-from cdm.evaluate.stats import FeatureStats
+from cdm.evaluate.measurements import LevelImages, features_of, measure_cascade, measure_images, view_of
+from cdm.evaluate.results import short_name
+from cdm.evaluate.stats import FeatureStats, is_constant
 from cdm.pipeline.evaluate_bench import Bench
-from cdm.pipeline.evaluate_chains import Chains, other_levels, pairs_of, stage_images, why_not
+from cdm.pipeline.evaluate_chains import Chains, oracle_at_level, other_levels, pairs_of, stage_images, why_not
 from cdm.pipeline.evaluate_figures import FAILURES, Judged, spread_rows
 from cdm.pipeline.evaluate_findings import Copies
 from cdm.pipeline.evaluate_pictures import stage_panels
@@ -28,9 +29,13 @@ def take_apart(
     """The diagnosis for the report, and its pictures; None where it does not apply, which is said."""
     if not bench.request.wants("diagnosis"):
         return None, []
-    reason = why_not(bench, [own.extractor for own in judged])
+    reason = why_not(bench.inputs, [own.extractor for own in judged])
     if reason or not length:
         bench.say(f"no diagnosis: {reason}")
+        return None, []
+    side = bench.side("val", judged[0].extractor)
+    if is_constant(judged[0].rows("main")) or (side is not None and side.rows is not None and is_constant(side.rows)):
+        bench.say(f"no diagnosis: {short_name(judged[0].extractor.name)} gives all images the same features")
         return None, []
     try:
         found, shown = _measurements(bench, judged, images, chains, length, copies)
@@ -67,6 +72,12 @@ def _measurements(
     found = measure(())
     if any(finding.stage is not None for finding in diagnose(found).findings):
         found = measure(other_levels(bench, chains))
+        better = better_level(found)
+        if better is not None:  # what is lost above its stage, and below it, is told at that level
+            oracle = oracle_at_level(bench, chains, better.stage, better.level)
+            distance = frechet_estimate(reference, features_of(own.extractor, oracle))
+            levels = (replace(each, oracle=distance) if each is better else each for each in found.levels)
+            found = replace(found, levels=tuple(levels))
     return found, stage_panels(parts)
 
 

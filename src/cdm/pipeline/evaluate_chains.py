@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isclose
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from cdm.config import SamplingConfig
 from cdm.data.batches import Pyramid
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.measurements import LevelImages, StageImages
 from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_inputs import Inputs
 from cdm.pipeline.evaluate_request import least_images
 from cdm.pipeline.generate import ImageStore, OracleImages, RunImages, fill
 from cdm.pipeline.image_source import ClassIndex, key_of
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, eight_bits
 
-LEVELS_TRIED = (0.5, 2.0)
-"""Times the augmentation level in use."""
+LEVELS_TRIED = (0.1, 0.2)
+"""Augmentation levels that are good ones in most runs: tried whatever is used, then twice and half of that."""
+LEVELS_MOST = 3
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def pairs_of(
     return np.concatenate(indices)[order], np.concatenate([np.empty(0, np.int64), *rows])[order]
 
 
-def why_not(bench: Bench, extractors: Sequence[Extractor]) -> str:
+def why_not(inputs: Inputs, extractors: Sequence[Extractor]) -> str:
     """Why nothing can be said; empty where it can."""
-    if bench.inputs.val is None:
+    if inputs.val is None:
         return "it needs the validation images, not their statistics"
     return "" if extractors else "it needs an extractor"
 
@@ -72,7 +75,7 @@ def stages_apart(bench: Bench) -> RunImages | None:
 
 def chain_length(bench: Bench, extractors: Sequence[Extractor]) -> int:
     """Images that the diagnosis looks at: what suits the extractor, as far as they are there; 0: no diagnosis."""
-    if not bench.request.wants("diagnosis") or why_not(bench, extractors) or bench.inputs.val is None:
+    if not bench.request.wants("diagnosis") or why_not(bench.inputs, extractors) or bench.inputs.val is None:
         return 0
     return min(least_images(extractors[0].dim), bench.inputs.source.count, bench.inputs.val.count)
 
@@ -94,17 +97,21 @@ def fill_chains(bench: Bench, length: int, lower: tuple[ImageStore, ...]) -> Cha
     if run is None or val is None or not lower:
         return None
     indices, rows = pairs_of(run.labels, run.count, val, length)
-    pyramid = Pyramid(val.array, run.cascade.config.sizes)
-    labels = None if val.labels is None else val.labels[rows]
-    data = key_of(val.key, rows.tolist())
     oracles = []
     for after in range(len(lower)):
-        low_res = np.asarray(pyramid.at(after)[val.rows[rows]])
-        source = OracleImages(
-            run.cascade, non_truncated(run.settings), run.seed, after, low_res, val.array.window, labels, data
-        )
+        source = oracle_source(run, val, rows, after, non_truncated(run.settings))
         oracles.append(_fill_stages(bench, source, bench.processes))
     return Chains(indices, rows, lower, tuple(oracles))
+
+
+def oracle_source(
+    run: RunImages, val: RealImages, rows: Int64[np.ndarray, " n"], after: int, settings: SamplingConfig
+) -> OracleImages:
+    """Validation images, put in after stage ``after``."""
+    low_res = np.asarray(Pyramid(val.array, run.cascade.config.sizes).at(after)[val.rows[rows]])
+    labels = None if val.labels is None else val.labels[rows]
+    data = key_of(val.key, rows.tolist())
+    return OracleImages(run.cascade, settings, run.seed, after, low_res, val.array.window, labels, data)
 
 
 def _fill_stages(bench: Bench, source: OracleImages, processes: Processes) -> tuple[ImageStore, ...]:
@@ -130,8 +137,18 @@ def stage_images(chains: Chains, val: RealImages, images: ImageStore, sizes: tup
     )
 
 
+def levels_to_try(used: float, level_max: float) -> list[float]:
+    """At most ``LEVELS_MOST`` others than ``used``, none above ``level_max``, what the stage was trained up to."""
+    tried: list[float] = []
+    for level in (*LEVELS_TRIED, 2 * used, used / 2):
+        level = min(level, level_max)
+        if not any(isclose(level, other) for other in (used, *tried)):
+            tried.append(level)
+    return sorted(tried[:LEVELS_MOST])
+
+
 def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
-    """The cascade's images with one SR stage at half and at twice its augmentation level, on its own low-res images."""
+    """The cascade's images with one SR stage at another augmentation level, on its own low-res images."""
     run = stages_apart(bench)
     assert run is not None
     tried = []
@@ -139,12 +156,8 @@ def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
         used = run.settings.aug_level[stage.index - 1]
         if stage.config.augmentation.kind != "gaussian":
             continue
-        for level in sorted(
-            {min(times * used, stage.config.augmentation.level_max) for times in LEVELS_TRIED} - {used}
-        ):
-            levels = list(run.settings.aug_level)
-            levels[stage.index - 1] = level
-            settings = replace(non_truncated(run.settings), aug_level=tuple(levels))
+        for level in levels_to_try(used, stage.config.augmentation.level_max):
+            settings = _at_level(run.settings, stage.index, level)
             low_res = chains.lower[stage.index - 1].images()[chains.indices]
             labels = None if run.labels is None else run.labels[chains.indices]
             key = key_of(run.key, chains.indices.tolist())
@@ -155,3 +168,17 @@ def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
             stores = _fill_stages(bench, source, Processes())
             tried.append(LevelImages(stage.index, level, stores[-1].images()))
     return tried
+
+
+def oracle_at_level(bench: Bench, chains: Chains, stage: int, level: float) -> UInt8[np.ndarray, "n c h w"]:
+    """Final images with real low-res put in before SR stage ``stage``, at another augmentation level of it."""
+    run, val = stages_apart(bench), bench.inputs.val
+    assert run is not None and val is not None
+    source = oracle_source(run, val, chains.rows, stage - 1, _at_level(run.settings, stage, level))
+    return _fill_stages(bench, source, Processes())[-1].images()
+
+
+def _at_level(settings: SamplingConfig, stage: int, level: float) -> SamplingConfig:
+    levels = list(settings.aug_level)
+    levels[stage - 1] = level
+    return replace(non_truncated(settings), aug_level=tuple(levels))

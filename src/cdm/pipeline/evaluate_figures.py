@@ -30,12 +30,15 @@ NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 
 
 class Ledger:
-    """What was computed so far, one line each, flushed; read again by the next call."""
+    """What was computed so far, one line each, flushed; read again by the next call. A line that has lost a part is as
+    good as none: what it held is computed once more."""
 
     def __init__(self, path: Path) -> None:
         """``path``: its folder need not exist before the first ``put``."""
         self._path = path
-        self._known = {event["key"]: event["body"] for event in read_events(path)}
+        events = read_events(path)
+        whole = (event for event in events if isinstance(event.get("key"), str) and "body" in event)
+        self._known = {event["key"]: event["body"] for event in whole}
 
     def get(self, key: str) -> Any | None:
         return self._known.get(key)
@@ -88,10 +91,8 @@ class Desk:
     ) -> list[Figure]:
         """Figures of one computation, or of an earlier call that had the same ``key``."""
         name = key_of(list(metrics), list(key), common)
-        known = self.ledger.get(name)
-        if known is not None:
-            figures = [Figure(**entry) for entry in known]
-        else:
+        figures = _figures(self.ledger.get(name))
+        if not figures:
             began = time.monotonic()
             try:
                 estimates = compute()
@@ -204,6 +205,14 @@ class Desk:
 def spread_rows(rows: np.ndarray, count: int) -> np.ndarray:
     """At most ``count`` rows, evenly spread: real images stand class by class, so the first are of one."""
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
+
+
+def _figures(known: Any) -> list[Figure]:
+    """As the ledger keeps them; none where it has none, or a damaged entry."""
+    try:
+        return [Figure(**entry) for entry in known or ()]
+    except TypeError:
+        return []
 
 
 def figure_of(metric: str, estimate: Estimate, **common: Any) -> Figure:

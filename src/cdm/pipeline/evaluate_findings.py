@@ -9,11 +9,13 @@ from math import sqrt
 from typing import Any
 
 from cdm.evaluate.cas import TOP, CasResult, Labelled, NotApplicable, cas
+from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.memorisation import Known, Memorisation, memorisation
 from cdm.evaluate.results import Figure
 from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_figures import FAILURES, Judged, figure_of
+from cdm.pipeline.evaluate_inputs import Inputs
 from cdm.pipeline.evaluate_pictures import neighbour_pairs, pick
 from cdm.pipeline.generate import ImageStore
 from cdm.pipeline.reference import ROLES, RealImages, pixels_of
@@ -133,15 +135,23 @@ class Copies:
         return neighbour_pairs(samples, train, [pair.train for pair in pairs])
 
 
+def why_no_copies(inputs: Inputs, extractors: Sequence[Extractor]) -> str:
+    """Why copies cannot be searched for; empty where they can."""
+    if inputs.val is None or inputs.train is None:
+        return "the search for copies needs validation and training images"
+    return "" if extractors else "the search for copies needs an extractor"
+
+
 def find_copies(bench: Bench, judged: Sequence[Judged], images: ImageStore) -> Copies | None:
     """Nearest training images of samples and of validation images, by the first extractor; on the images kept."""
     desk, val, train = bench.desk, bench.inputs.val, bench.inputs.train
     if not bench.request.wants("memorisation"):
         return None
-    if val is None or train is None or not judged:
-        lacking = "an extractor" if val is not None and train is not None else "validation and training images"
-        desk.leave_out(f"the search for copies needs {lacking}", ["copy_rate"])
+    reason = why_no_copies(bench.inputs, [own.extractor for own in judged])
+    if reason:
+        desk.leave_out(reason, ["copy_rate"])
         return None
+    assert val is not None and train is not None
     own = judged[0]
     common = {"extractor": own.extractor.name, "hash": own.extractor.hash, "verified": own.extractor.verified,
               "generated": images.count, "real": train.count, "reference": "train",
@@ -184,19 +194,28 @@ def score_classes(bench: Bench, images: ImageStore) -> dict[str, Any] | None:
     inputs, desk, request = bench.inputs, bench.desk, bench.request
     if not request.wants("cas"):
         return None
+    reason = why_no_classes(inputs)
+    if reason:
+        desk.leave_out(reason, CAS_METRICS)
+        return None
     made, train, val = inputs.source.labels, inputs.train, inputs.val
-    if made is None or not inputs.source.class_names:
-        reason = "CAS needs classes: the judged images have none"
-    elif train is None or train.labels is None:
-        reason = "CAS needs real training images with classes for its real arm (--train-data)"
-    elif val is None or val.labels is None:
-        reason = "CAS needs real validation images with classes"
-    else:
-        generated = Labelled(images.images(), made[: images.count])
-        real = Labelled(pixels_of(train), train.labels), Labelled(pixels_of(val), val.labels)
-        return _cas_figures(bench, generated, *real, val)
-    desk.leave_out(reason, CAS_METRICS)
-    return None
+    assert made is not None and train is not None and val is not None
+    assert train.labels is not None and val.labels is not None
+    generated = Labelled(images.images(), made[: images.count])
+    real = Labelled(pixels_of(train), train.labels), Labelled(pixels_of(val), val.labels)
+    return _cas_figures(bench, generated, *real, val)
+
+
+def why_no_classes(inputs: Inputs) -> str:
+    """Why there is no CAS; empty where there is."""
+    train, val = inputs.train, inputs.val
+    if inputs.source.labels is None or not inputs.source.class_names:
+        return "CAS needs classes: the judged images have none"
+    if train is None or train.labels is None:
+        return "CAS needs real training images with classes for its real arm (--train-data)"
+    if val is None or val.labels is None:
+        return "CAS needs real validation images with classes"
+    return ""
 
 
 CAS_METRICS = ("cas_top1", "cas_top5", "cas_real_top1", "cas_real_top5")

@@ -106,7 +106,7 @@ def _run_config(request: EvaluateRequest) -> CascadeConfig | None:
 
 def _refuse_sampling(request: EvaluateRequest) -> None:
     """Options that only a run can follow."""
-    for flag in ("steps", "sampler", "aug_level", "hand_over"):
+    for flag in ("seed", "steps", "sampler", "aug_level", "hand_over", "weights", "precision"):
         if getattr(request, flag) is not None:
             raise UserError(
                 f"got --{flag.replace('_', '-')}, but {request.subject} is no run folder; expected it where images "
@@ -220,7 +220,9 @@ def _run_images(
         steps=request.steps, sampler=request.sampler, hand_over=request.hand_over,
         aug_level=None if request.aug_level is None else _levels(request.aug_level),
     )  # fmt: skip
-    cascade = Cascade.load(request.subject, weights=request.weights, device=request.device, precision=request.precision)
+    cascade = Cascade.load(
+        request.subject, weights=request.run_weights, device=request.device, precision=request.precision or "auto"
+    )
     count = request.num or max(DEFAULT_NUM[0], min(DEFAULT_NUM[1], 0 if real is None else real.count))
     labels = None
     if config.num_classes:
@@ -233,7 +235,7 @@ def _run_images(
         if lacking:
             named = ", ".join(config.class_names[i] for i in lacking[:8])
             notes.append(f"{real.where if real else ''} has no image of {named}: none is generated of these classes")
-    return RunImages(cascade, settings, request.seed, labels, count, f"{Path(request.subject).resolve().name}")
+    return RunImages(cascade, settings, request.seed or 0, labels, count, f"{Path(request.subject).resolve().name}")
 
 
 def _same_classes(
@@ -241,7 +243,8 @@ def _same_classes(
 ) -> tuple[FileImages | NpzImages, tuple[str, ...]]:
     """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack."""
     real = tuple(sorted({name for side in (val, train) if side is not None for name in side.class_names}))
-    if not real or source.labels is None:
+    labelled = source.labelled if isinstance(source, NpzImages) else source.labels is not None
+    if not real or not labelled:
         return source.with_classes(()), real
     return source.with_classes(real), real
 
@@ -282,4 +285,4 @@ def _subject(request: EvaluateRequest, source: ImageSource) -> dict[str, Any]:
     if settings.aug_level:
         words += f", augmentation level {','.join(f'{level:g}' for level in settings.aug_level)}"
     return told | {"kind": "run", "hash": source.cascade.hash, "fingerprint": source.key[:12], "settings": words,
-                   "seed": source.seed, "sampling": to_dict(settings), "weights": request.weights}  # fmt: skip
+                   "seed": source.seed, "sampling": to_dict(settings), "weights": request.run_weights}  # fmt: skip

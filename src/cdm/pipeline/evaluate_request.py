@@ -14,6 +14,9 @@ GROUPS = ("fd", "sfid", "kid", "is", "prdc", "cas", "memorisation", "diagnosis")
 EXTRACTORS = ("domain", "inception", "dinov2", "resnet50")
 DEFAULT_EXTRACTORS = ("domain", "inception")
 """The second one only where its weights are."""
+TAKE_WEIGHTS = ("inception", "dinov2", "resnet50")
+DEFAULT_WEIGHTS = "ema"
+"""Of a run."""
 FD_TIMES, FD_MOST = 10, 2048
 """Images per feature that a Fréchet distance wants on both sides, up to so many in all (or as many as features)."""
 DEFAULT_NUM = (2048, 10_000)
@@ -22,33 +25,37 @@ DEFAULT_NUM = (2048, 10_000)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """Everything ``cdm evaluate`` takes. Empty ``extractors`` and ``metrics``: all that apply."""
+    """Everything ``cdm evaluate`` takes. Empty ``extractors`` and ``metrics``: all that apply.
+
+    seed, steps, sampler, aug_level, hand_over, weights, precision: of a run; None: as it is by default.
+    """
 
     subject: str
     data: str
     out: Path
     train_data: str | None = None
     num: int | None = None
-    seed: int = 0
+    seed: int | None = None
     steps: tuple[int, ...] | None = None
     sampler: str | None = None
     aug_level: tuple[float, ...] | None = None
     hand_over: str | None = None
-    weights: str = "ema"
+    weights: str | None = None
     extractors: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     extractor_weights: dict[str, Path] = field(default_factory=dict)
     unverified: bool = False
     save: str | None = None
+    save_statistics: Path | None = None
     force: bool = False
     batch_size: int = 64
     device: str | None = None
-    precision: str = "auto"
+    precision: str | None = None
     threads: int | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        check_seed(self.seed or 0)
         if self.num is not None and self.num < 2:
             raise UserError(f"-n is {self.num}; expected at least 2 images.")
         if self.batch_size < 1:
@@ -64,9 +71,33 @@ class EvaluateRequest:
                         f"unknown extractor {name!r} in {flag}; expected {known} or custom:MODULE:FUNCTION"
                         f"{_near(name, EXTRACTORS)}."
                     )
+        self._check_weights()
+        if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
+            raise UserError(f"--save-statistics is {self.save_statistics}; expected a name that ends in .npz.")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; expected a folder to make: change --out.")
         _check_places(self)
+
+    def _check_weights(self) -> None:
+        """``--extractor-weights`` of what takes some, is used, and is there."""
+        for name, path in self.extractor_weights.items():
+            if name not in TAKE_WEIGHTS:
+                raise UserError(
+                    f"got --extractor-weights {name}={path}, but this extractor takes none; expected them of "
+                    f"{', '.join(TAKE_WEIGHTS)}: leave it out."
+                )
+            used = self.extractors or DEFAULT_EXTRACTORS
+            if name not in used:
+                raise UserError(
+                    f"got --extractor-weights {name}={path}, but the extractors are {', '.join(used)}; expected "
+                    f"{name} among --extractors: add it there, or leave the weights out."
+                )
+            if not path.exists():
+                raise UserError(f"there is nothing at --extractor-weights {name}={path}; check the path.")
+
+    @property
+    def run_weights(self) -> str:
+        return self.weights or DEFAULT_WEIGHTS
 
     def wants(self, group: str) -> bool:
         return not self.metrics or group in self.metrics

@@ -13,40 +13,37 @@ import cdm
 from cdm.artifacts import RunLock, make_folder
 from cdm.errors import UserError
 from cdm.evaluate.evaluation_report import evaluation_report
-from cdm.evaluate.extractors import load_extractor
-from cdm.evaluate.extractors.base import Extractor, MissingWeights, widths
-from cdm.evaluate.extractors.domain import cached_domain
+from cdm.evaluate.extractors.base import Extractor, widths
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.results import Report, save_report
 from cdm.pipeline.evaluate_apart import take_apart
 from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_chains import Chains, chain_length, fill_chains, lower_stores
-from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Judged, Ledger
+from cdm.pipeline.evaluate_extractors import find_extractors, trained_domain
+from cdm.pipeline.evaluate_figures import Desk, Judged, Ledger
 from cdm.pipeline.evaluate_findings import find_copies, score_classes, summary, verdict
 from cdm.pipeline.evaluate_inputs import Inputs, open_inputs
 from cdm.pipeline.evaluate_pictures import sample_sheet
-from cdm.pipeline.evaluate_request import DEFAULT_EXTRACTORS, GROUPS, EvaluateRequest
+from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import ReferenceCache, cache_folder, pixels_of
-from cdm.pipeline.saving import FolderSink, check_save, is_archive, pack
+from cdm.pipeline.reference import ReferenceCache, cache_folder
+from cdm.pipeline.saving import FolderSink, StatisticsFile, check_save, is_archive, pack
 from cdm.runtime import choose_device, set_threads
 from cdm.train.log import counted, duration
 
 Say = Callable[[str], None]
-DOMAIN_SEED = 0
 SHOWN_MOST = 208
 """Images kept for the sheet of samples."""
-EXTRACTED = {"fd": ("fd",), "sfid": ("sfid",), "kid": ("kid",), "is": ("is",), "prdc": NEIGHBOURHOODS}
-"""Figures of each group that an extractor is needed for."""
 
 
 def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress, say: Say) -> Path | None:
     """Carry the request out. Returns the path of ``report.html`` on the first process, None on the others.
 
     Raises:
-        UserError: something that cannot work, or not one figure that could be computed (the report then says why).
+        UserError: something that cannot work, or neither a figure nor a diagnosis could be made (the report then says
+            why).
     """
     began = time.monotonic()
     set_threads(request.threads)
@@ -55,6 +52,7 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
     work = request.out / "work"
     ledger = Ledger(work / "figures.jsonl")
     check_save(request, inputs.source, ledger)
+    statistics = StatisticsFile.asked(request, inputs.val, ledger)
     make_folder(work)
     lock = RunLock(request.out) if processes.first else None
     try:
@@ -63,7 +61,9 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
         say(
             f"judging {counted(inputs.source.count, 'image')} of {inputs.source.what}, {inputs.source.shape[-1]} pixels"
         )
-        extractors = find_extractors(bench)
+        extractors = find_extractors(request, inputs, bench.desk, device, partial(trained_domain, bench))
+        if statistics is not None:
+            statistics.find_extractor(extractors)
         length = chain_length(bench, extractors)
         lower = lower_stores(bench, length)
         stores, images = run_through(bench, extractors, length, lower)
@@ -74,68 +74,14 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
         if not processes.first:
             processes.wait()
             return None
+        if statistics is not None:
+            statistics.write(cache, extractors, say)
         report = _judge(bench, extractors, stores, images, (chains, length), began)
         processes.wait()
         return report
     finally:
         if lock is not None:
             lock.release()
-
-
-def find_extractors(bench: Bench) -> list[Extractor]:
-    """Those asked for; by default ``domain``, and ``inception`` where its weights are. What is missing is listed."""
-    request, desk = bench.request, bench.desk
-    if not any(request.wants(group) for group in (*EXTRACTED, "memorisation", "diagnosis")):
-        return []
-    found: list[Extractor] = []
-    real = bench.inputs.val or bench.inputs.train
-    sample = None if real is None else real.block(0, min(4, real.count))
-    for name in request.extractors or DEFAULT_EXTRACTORS:
-        try:
-            if name == "domain":
-                found.append(_domain(bench))
-            else:
-                weights = request.extractor_weights.get(name)
-                found.append(
-                    load_extractor(
-                        name, weights=weights, device=bench.device, unverified=request.unverified, sample=sample
-                    )
-                )
-        except MissingWeights as error:
-            desk.leave_out(str(error), _figures_of(request, name), extractor=name)
-        except UserError as error:
-            if name != "domain":
-                raise  # weights that are there and damaged, or a callable that is not there: to be mended
-            desk.leave_out(f"failed: {error}", _figures_of(request, name), extractor=name)
-    return found
-
-
-def _figures_of(request: EvaluateRequest, extractor: str) -> list[str]:
-    """Figures that would need this extractor."""
-    groups = ["fd", "kid", "prdc", *(["sfid", "is"] if extractor == "inception" else [])]
-    return [metric for group in groups if request.wants(group) for metric in EXTRACTED[group]]
-
-
-def _domain(bench: Bench) -> Extractor:
-    """Trained on the real training images, or on those given where there are no others; kept in the cache."""
-    real = bench.inputs.train or bench.inputs.val
-    if real is None:
-        raise UserError("the domain extractor is trained on real images and got statistics only; give --train-data.")
-    make = partial(
-        cached_domain, cache_folder() / "domain", labels=real.labels, fingerprint=real.key, seed=DOMAIN_SEED,
-        device=bench.device,
-    )  # fmt: skip
-
-    def told(share: float) -> None:
-        bench.progress("training the domain extractor", round(1000 * share), 1000)
-
-    if not bench.processes.first:
-        bench.processes.wait()  # the first trains it, the others read it
-        return make(images=pixels_of(real))
-    try:
-        return make(images=pixels_of(real), progress=told)
-    finally:
-        bench.processes.wait()
 
 
 def run_through(
@@ -217,7 +163,7 @@ def _judge(
     )
     save_report(request.out / "report.json", report)
     page = evaluation_report(request.out / "report.html", report, pictures, _next(request, inputs))
-    if not report.computed:
+    if not report.computed and report.diagnosis is None:
         reason = report.missing[0].reason if report.missing else "nothing was asked for that applies here"
         raise UserError(f"not one figure could be computed ({reason.rstrip('.')}); {page} lists the reasons.")
     _tell(report, bench.say)
@@ -243,15 +189,3 @@ def _next(request: EvaluateRequest, inputs: Inputs) -> list[tuple[str, str]]:
         *commands,
         (f"cdm compare {shlex.quote(str(request.out))} OTHER/", "Put another evaluation beside this one:"),
     ]
-
-
-def describe(request: EvaluateRequest, say: Say) -> None:
-    """``--dry-run``: what would be measured."""
-    inputs = open_inputs(request, say)
-    say(f"{counted(inputs.source.count, 'image')} of {inputs.source.what} at {inputs.source.shape[-1]} pixels")
-    for role, data in inputs.data.items():
-        count = counted(data["count"], "image") if data["count"] else "statistics"
-        say(f"{role}: {count} of {data['where']}, fingerprint {data['fingerprint']}")
-    wanted = [group for group in GROUPS if request.wants(group)]
-    say(f"metrics {', '.join(wanted)}; extractors {', '.join(request.extractors or DEFAULT_EXTRACTORS)}")
-    say(f"nothing was written; without --dry-run this writes {request.out / 'report.html'}")

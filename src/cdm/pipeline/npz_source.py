@@ -13,9 +13,9 @@ import torch
 
 from cdm.data.image_array import ImageArray
 from cdm.errors import UserError
-from cdm.evaluate.npz import SAMPLES, is_reference, open_images, read_reference
+from cdm.evaluate.npz import LABELS, SAMPLES, is_reference, open_images, read_reference
 from cdm.evaluate.stats import FeatureStats
-from cdm.pipeline.image_source import ClassIndex, Images, key_of, sums_of, unlike_classes
+from cdm.pipeline.image_source import ClassIndex, Images, key_of, sums_of
 
 CHUNK = 256  # images read at a time
 
@@ -48,11 +48,15 @@ class NpzImages:
         """None without names for them."""
         return self._file.labels if self.class_names else None
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the file has labels, named or not."""
+        return self._file.labels is not None
+
     def with_classes(self, class_names: tuple[str, ...]) -> NpzImages:
         """Numbers called by name. Raises ``UserError`` for a number that has none."""
-        labels = self._file.labels
-        if class_names and labels is not None and not 0 <= labels.min() <= labels.max() < len(class_names):
-            raise unlike_classes(self.what, str(int(labels.max())), class_names)
+        if class_names and self._file.labels is not None:
+            _check_labels(self.what, self._file.labels, class_names)
         return NpzImages(self._file.path, class_names)
 
     @cached_property
@@ -105,12 +109,21 @@ def read_npz_array(path: Path, size: int, channels: int, class_names: tuple[str,
     names = class_names
     if file.labels is not None:
         names = class_names or tuple(str(i) for i in range(int(file.labels.max()) + 1))
-        if not 0 <= file.labels.min() <= file.labels.max() < len(names):
-            raise unlike_classes(str(path), str(int(file.labels.max())), names)
+        _check_labels(str(path), file.labels, names)
     labels = file.labels if names else None
     told = hashlib.sha256(images.tobytes()).hexdigest()
     paths = tuple(f"{i}.npy" for i in range(len(images)))
     return ImageArray(np.ascontiguousarray(images), labels, names if labels is not None else (), paths, told)
+
+
+def _check_labels(where: str, labels: ClassIndex, class_names: tuple[str, ...]) -> None:
+    """Raises ``UserError`` for a label that numbers none of the classes."""
+    odd = labels[(labels < 0) | (labels >= len(class_names))]
+    if len(odd):
+        raise UserError(
+            f"{where} has the label {odd[0]} in {LABELS}; expected 0 to {len(class_names) - 1}, the places of the real "
+            f"images' {len(class_names)} classes in the order of their names: number them so."
+        )
 
 
 def _has_images(path: Path) -> bool:

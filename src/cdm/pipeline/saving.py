@@ -1,10 +1,12 @@
-"""``cdm evaluate --save``: the judged images as a folder, a zip or ADM's ``.npz``."""
+"""``cdm evaluate --save``: the judged images as a folder, a zip or ADM's ``.npz``. ``--save-statistics``: ADM's
+reference statistics of the real ones."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from cdm.artifacts import make_folder, write_atomic
 from cdm.config import to_dict
 from cdm.data.save import read_png_info, save_png, suffix_for
 from cdm.errors import UserError
-from cdm.evaluate.npz import write_images
+from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.npz import write_images, write_reference
 from cdm.pipeline.evaluate_figures import Ledger
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import ImageStore, RunImages
 from cdm.pipeline.image_source import Images, ImageSource, MixedImages, key_of
+from cdm.pipeline.reference import RealImages, ReferenceCache
 from cdm.runtime import precision_name
 from cdm.train.log import counted
 
@@ -67,6 +71,51 @@ def check_save(request: EvaluateRequest, source: ImageSource, ledger: Ledger) ->
         raise UserError(f"--save {path} is a file; expected a folder to make, or a name that ends in .zip or .npz.")
 
 
+@dataclass(frozen=True)
+class StatisticsFile:
+    """``--save-statistics``: Inception's statistics of the validation images, what ADM's evaluator compares with."""
+
+    path: Path
+    real: RealImages
+    ledger: Ledger
+
+    @classmethod
+    def asked(cls, request: EvaluateRequest, val: RealImages | None, ledger: Ledger) -> StatisticsFile | None:
+        """None where it was not asked for. Refuses what would overwrite something else, before anything is computed."""
+        if request.save_statistics is None:
+            return None
+        if val is None:
+            raise UserError(
+                f"got --save-statistics, but {request.data} holds statistics only; expected real images: give them as "
+                "--data."
+            )
+        made = cls(request.save_statistics, val, ledger)
+        if made.path.exists() and not request.force and ledger.get(made._key) is None:
+            raise UserError(f"{made.path} exists already; use --force to overwrite it, or another --save-statistics.")
+        return made
+
+    @property
+    def _key(self) -> str:
+        return key_of("statistics", str(self.path.resolve()), self.real.key)
+
+    def find_extractor(self, extractors: Sequence[Extractor]) -> Extractor:
+        """Raises ``UserError`` where Inception is not among them."""
+        for extractor in extractors:
+            if extractor.name == "inception":
+                return extractor
+        raise UserError(
+            "--save-statistics keeps Inception's statistics, and Inception is not among the extractors here; expected "
+            "its weights (--extractor-weights inception=PATH), inception in --extractors and a metric that uses it."
+        )
+
+    def write(self, cache: ReferenceCache, extractors: Sequence[Extractor], say: Say) -> None:
+        extractor = self.find_extractor(extractors)
+        make_folder(self.path.parent)
+        write_reference(self.path, *(cache.stats(self.real, extractor, name) for name in ("main", "spatial")))
+        self.ledger.put(self._key, True)
+        say(f"statistics of {counted(self.real.count, 'real image')} saved in {self.path}")
+
+
 class FolderSink:
     """One file per image; those that an earlier call left, of the same images, are kept."""
 
@@ -80,9 +129,9 @@ class FolderSink:
         if run is not None:
             self._told |= {
                 "run": request.subject,
-                "seed": request.seed,
+                "seed": run.seed,
                 "settings": to_dict(run.settings),
-                "weights": request.weights,
+                "weights": request.run_weights,
                 "weights_hash": run.cascade.hash,
                 "precision": precision_name(run.cascade.stages[0].denoiser.dtype),
             }

@@ -9,6 +9,7 @@ import torch
 from cdm.errors import UserError
 from cdm.evaluate.extractors import load_extractor
 from cdm.evaluate.extractors.base import MissingWeights, widths
+from cdm.evaluate.extractors.custom import probe_images
 
 CPU = torch.device("cpu")
 SOURCE = """
@@ -48,7 +49,14 @@ def fails(images):
 def changes(images):
     global calls
     calls += 1
-    return images.float().mean(dim=(2, 3))[:, : 3 if calls <= 3 else 2]
+    return images.float().mean(dim=(2, 3))[:, : 3 if calls <= 4 else 2]
+
+def ends(images):
+    raise SystemExit(3)
+
+def weighed(images):
+    weights = torch.from_numpy(np.load(WEIGHTS))
+    return images.float().mean(dim=(2, 3)) @ weights
 
 number = 3
 """
@@ -89,6 +97,28 @@ def test_the_hash_follows_the_source(file):
     assert load_extractor(f"custom:{file}:means", device=CPU).hash != before
 
 
+def test_the_hash_follows_weights_that_are_read_from_elsewhere(file, tmp_path):
+    weights = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    file.write_text(SOURCE.replace("WEIGHTS", repr(str(tmp_path / "weights.npy"))))
+
+    def hash_with(values):
+        np.save(tmp_path / "weights.npy", values)
+        return load_extractor(f"custom:{file}:weighed", device=CPU).hash
+
+    before = hash_with(weights)
+    assert hash_with(weights) == before
+    assert hash_with(weights * np.float32(1 + 1e-6)) == before  # what two machines may differ by
+    changed = weights.copy()
+    changed[1, 2] += 0.1
+    assert len({before, hash_with(changed), hash_with(2 * weights), hash_with(0 * weights)}) == 4
+
+
+def test_the_images_of_the_hash_are_the_same_everywhere():
+    probes = probe_images((3, 8, 8))
+    assert torch.equal(probes, probe_images((3, 8, 8))) and abs(float(probes.float().mean()) - 127.5) < 6
+    assert len(probes.flatten(1).unique(dim=0)) == len(probes)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -99,6 +129,7 @@ def test_the_hash_follows_the_source(file):
         ("nan", "gave NaN or infinity"),
         ("nothing", "gave NoneType"),
         ("fails", r"failed \(KeyError: 'weights'\)"),
+        ("ends", r"failed \(SystemExit: 3\)"),
         ("number", "no function 'number'"),
         ("absent", "no function 'absent'"),
     ],
@@ -138,6 +169,9 @@ def test_a_file_with_an_error_is_told(tmp_path):
     (tmp_path / "bad.py").write_text("def f(:\n")
     with pytest.raises(UserError, match="SyntaxError"):
         load_extractor(f"custom:{tmp_path / 'bad.py'}:f", device=CPU)
+    (tmp_path / "ends.py").write_text("raise SystemExit(7)\n")
+    with pytest.raises(UserError, match=r"failed \(SystemExit: 7\)"):
+        load_extractor(f"custom:{tmp_path / 'ends.py'}:f", device=CPU)
 
 
 @pytest.mark.parametrize("name", ["inception", "dinov2", "resnet50"])

@@ -62,8 +62,9 @@ def test_features_do_not_depend_on_the_batch(saved):
 
 def test_weights_of_unknown_origin_need_the_option(saved):
     name, folder, _ = saved
-    with pytest.raises(UserError, match="--unverified-weights"):
+    with pytest.raises(UserError, match="--unverified-weights") as told:
         load_extractor(name, weights=folder, device=CPU)
+    assert "`hf download" in str(told.value) and "--local-dir" not in str(told.value)
 
 
 def test_the_hubs_cache_is_found_and_its_checksum_counts(saved, tmp_path, monkeypatch):
@@ -92,6 +93,22 @@ def test_the_hubs_cache_is_found_and_its_checksum_counts(saved, tmp_path, monkey
     smaller = hub.HubModel(name, repository, getattr(hub, model).transformers_class, width)
     for place in (module, f"{module}.hub"):
         monkeypatch.setattr(f"{place}.{model}", smaller)
+    assert load_extractor(name, device=CPU).verified
+    assert load_extractor(name, weights=folder, device=CPU).verified  # the same file, by its checksum
+    other = tmp_path / "models--somebody--fine-tuned"
+    base.rename(other)
+    for file in ("config.json", "model.safetensors"):
+        link = other / "snapshots" / "abc" / file
+        link.unlink()
+        link.symlink_to(other / "blobs" / hashlib.sha256((folder / file).read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="not known to be the published ones"):  # whole, and of another repository
+        load_extractor(name, weights=other / "snapshots" / "abc", device=CPU)
+    base.mkdir()
+    (other / "blobs").rename(base / "blobs")
+    (other / "refs").rename(base / "refs")
+    snapshot.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (snapshot / file).symlink_to(base / "blobs" / hashlib.sha256((folder / file).read_bytes()).hexdigest())
     assert load_extractor(name, device=CPU).verified
     wrong = base / "blobs" / ("0" * 64)
     (snapshot / "model.safetensors").resolve().rename(wrong)

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from torch import Tensor
 
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Features
+from cdm.rng import Purpose, Rng
 
 PREFIX = "custom:"
 TOLERANCE = 1e-3
 """Of a feature in a batch and alone, as a share of the largest feature."""
+PROBES = 8
+"""Images of noise whose features go into the hash."""
+GRAIN = 1e-3
+"""What these features are rounded to, as a share of their size: coarser than what machines differ by."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,15 @@ def load_custom(spec: str, sample: UInt8[Tensor, "b c h w"] | None) -> CustomExt
             f"{spec} gives an image other features in a batch than alone; expected the same: "
             "put the network into eval mode, and normalise each image by itself."
         )
-    return CustomExtractor(function, spec, _source_hash(module, function_name), together.shape[1])
+    shape = (int(sample.shape[1]), int(sample.shape[2]), int(sample.shape[3]))
+    hashed = _hash(_source(module), function_name, _call(function, probe_images(shape), spec))
+    return CustomExtractor(function, spec, hashed, together.shape[1])
+
+
+def probe_images(shape: tuple[int, int, int]) -> UInt8[Tensor, "b c h w"]:
+    """The same noise on every machine."""
+    words = Rng(0).int32(Purpose.EVALUATE, torch.arange(PROBES), shape)
+    return (words & 255).to(torch.uint8)
 
 
 def _load_file(path: Path) -> Any:
@@ -95,7 +109,7 @@ def _guarded(what: str, action: Callable[[], Any]) -> Any:
         return action()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself is an error here
         raise UserError(
             f"the custom extractor {what} failed ({type(error).__name__}: {error}); expected it to run: mend it there."
         ) from error
@@ -122,10 +136,22 @@ def _call(function: Callable[[Tensor], Any], images: UInt8[Tensor, "b c h w"], n
     return features
 
 
-def _source_hash(module: Any, function_name: str) -> str:
-    """Of the source file and the function's name; weights that the code reads from elsewhere are not seen."""
+def _source(module: Any) -> str:
     try:
-        source = inspect.getsource(module)
+        return inspect.getsource(module)
     except (OSError, TypeError):
-        source = module.__name__
-    return hashlib.sha256(f"{function_name}\n{source}".encode()).hexdigest()[:12]
+        return module.__name__
+
+
+def _hash(source: str, function_name: str, features: Float32[Tensor, "b d"]) -> str:
+    """Of the source, the function's name and what it makes of the probe images, so that other weights tell.
+
+    Each probe is told by one number, a sum of its features with random signs: the fewer numbers, the less likely is one
+    that lies on the edge of rounding and falls to the other side on another machine.
+    """
+    x = features.double()
+    size = float(x.norm(dim=1).square().mean().sqrt())
+    signs = Rng(0).int32(Purpose.EVALUATE, torch.arange(1), (x.shape[1],), step=1).sign().double()[0]
+    sums = [] if size == 0 else (x @ signs / (size * GRAIN)).round().long().tolist()
+    told = (function_name, source, x.shape[1], sums, round(log(size) / GRAIN) if size else None)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]

@@ -72,11 +72,11 @@ def load_hub(model: HubModel, weights: Path | None, device: torch.device, unveri
         if not file.is_file():
             raise MissingWeights(
                 f"{file} is not there; expected the files config.json and model.safetensors of {model.repository}: "
-                f"fill the folder with `hf download {model.repository} --local-dir {folder}`."
+                f"run {_download(model)}."
             )
     net, width = _load(model, folder)
-    published = width == model.width and _is_from_hub(files[1])
-    check_published(model.name, folder, published, unverified)
+    published = width == model.width and _is_published(model, files[1])
+    check_published(model.name, folder, published, unverified, f"run {_download(model)}")
     return HubExtractor(net.to(device).eval(), device, model.name, files_hash(files, RESIZE), width, published)
 
 
@@ -86,7 +86,7 @@ def _find_folder(model: HubModel, weights: Path | None) -> Path:
         if not weights.expanduser().is_dir():
             raise MissingWeights(
                 f"there is no folder {weights}; expected one with config.json and model.safetensors of "
-                f"{model.repository}: make it with `hf download {model.repository} --local-dir {weights}`."
+                f"{model.repository}: run {_download(model)}."
             )
         return weights.expanduser()
     own = weights_dir() / model.name
@@ -99,15 +99,22 @@ def _find_folder(model: HubModel, weights: Path | None) -> Path:
         return Path(cached).parent
     raise MissingWeights(
         f"the weights of {model.name} are neither in {own} nor in the Hugging Face cache; expected model.safetensors "
-        f"of {model.repository}: run `hf download {model.repository} config.json model.safetensors`, "
-        f"or give a folder with --extractor-weights {model.name}=FOLDER."
+        f"of {model.repository}: run {_download(model)}, or give a folder with "
+        f"--extractor-weights {model.name}=FOLDER and --unverified-weights."
     )
 
 
-def _is_from_hub(weights: Path) -> bool:
-    """Whether a file of the hub's cache is whole: the cache keeps it under its SHA-256, as the hub told it."""
-    blob = weights.resolve()
-    return blob.parent.name == "blobs" and len(blob.name) == 64 and blob.name == file_sha256(blob)
+def _download(model: HubModel) -> str:
+    return f"`hf download {model.repository} config.json model.safetensors`, which puts them into the hub's cache"
+
+
+def _is_published(model: HubModel, weights: Path) -> bool:
+    """Whether the hub's cache has a file of this very SHA-256 for this very repository: it keeps each under the SHA-256
+    that the hub told. A folder elsewhere says nothing of where it is from, but may be a copy of such a file."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{model.repository.replace('/', '--')}" / "blobs"
+    return (blobs / file_sha256(weights)).is_file()
 
 
 def _load(model: HubModel, folder: Path) -> tuple[nn.Module, int]:

@@ -78,10 +78,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_published(name: str, path: Path, published: bool, unverified: bool) -> None:
-    """Raises ``UserError`` for weights that are not known to be the published ones, unless ``unverified``."""
+def check_published(name: str, path: Path, published: bool, unverified: bool, cure: str = "get it again") -> None:
+    """Raises ``UserError`` for weights that are not known to be the published ones, unless ``unverified``.
+
+    Args:
+        cure: how to get weights that are known to be, in words.
+    """
     if not published and not unverified:
         raise UserError(
             f"the weights in {path} are not known to be the published ones of {name}; expected a file with their "
-            "checksum: get it again, or use --unverified-weights, which marks every figure."
+            f"checksum: {cure}, or use --unverified-weights, which marks every figure."
         )
