@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from tests.e2e.command import Ran, environment, run
+from tests.e2e.command import Ran, environment, run, run_here, succeeded
+from tests.fakes import random_cascade, save_run, stage_config
 
 PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "320")
 OPTIONS = (*PLAN, "--images", "640")
@@ -92,3 +93,71 @@ def trained(shared: Path, data: Path) -> Trained:
 
     folder = made_once(shared, "trained", make)
     return Trained(data, folder / "run", Ran(0, (folder / "out").read_text(), (folder / "err").read_text()))
+
+
+# ---- evaluations -----------------------------------------------------------------------------------------------------
+
+
+QUICK = ("--steps", "2,2", "--batch-size", "8")
+EXTRACTOR = '''
+import torch
+
+def blocks(images):
+    """12 numbers: the mean of each channel in each quarter."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+def constant(images):
+    return torch.ones(len(images), 4)
+'''
+
+
+@pytest.fixture(scope="session")
+def real(shared):
+    """Real images: 20 of each class to train on, 16 to validate on; and a quick extractor."""
+
+    def make(folder):
+        for part, seed in (("train", 0), ("val", 2)):
+            for number, name in enumerate(("cat", "dog")):
+                write_images(folder / part / name, 20 if part == "train" else 16, seed=seed + number)
+        (folder / "own.py").write_text(EXTRACTOR)
+
+    return made_once(shared, "real", make)
+
+
+@pytest.fixture
+def own(real):
+    return ("--extractors", f"custom:{real / 'own.py'}:blocks")
+
+
+@pytest.fixture(scope="session")
+def made(shared):
+    """A run of two stages with random weights: its images are noise, which is all the same to what measures them."""
+
+    def make(folder):
+        stages = stage_config(8, channels=3, num_labels=2), stage_config(16, 8, channels=3, num_labels=2)
+        save_run(folder / "run", random_cascade(*stages, classes=CLASSES))
+
+    return made_once(shared, "made", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def evaluated(shared, made, real):
+    """The whole of it, once: a run of two stages with its own domain extractor."""
+
+    def make(folder):
+        quick = "fd,sfid,kid,is,prdc,memorisation,diagnosis"  # CAS has a test of its own
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CDM_CACHE", str(folder / "cache"))
+            patch.setenv("CDM_WEIGHTS", str(folder / "no weights"))
+            data = ("--data", real / "val", "--train-data", real / "train", "--out", folder / "out")
+            ran = run_here("evaluate", made, *data, "-n", 36, "--metrics", quick, "--save", folder / "images", *QUICK)
+        (folder / "said").write_text(str(ran))
+        succeeded(ran)
+
+    return made_once(shared, "evaluated", make)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
