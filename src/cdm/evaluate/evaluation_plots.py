@@ -43,7 +43,12 @@ def ratio_plot(rows: Sequence[tuple[str, float]]) -> bytes:
     axes.set_yticks(places, labels)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xscale("log")
-    axes.set_xlabel("times the distance of real validation images (green: no farther than these)")
+    low, high = min(1.0, *ratios) / 1.15, max(1.0, *ratios) * 1.15
+    axes.set_xlim(low, high)
+    ticks = [t for t in (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10000) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("times as far as real images (green)")
     return _png(figure)
 
 
