@@ -83,12 +83,12 @@ def cascade(base: Spoil = lambda x: x, sr: Spoil = lambda x: x, carried: float =
     )
 
 
-def smudged(x: Tensor) -> Tensor:
-    """A grey square of 3x3 pixels somewhere in each image."""
-    place = torch.randint(0, LOW - 2, (len(x), 2), generator=torch.Generator().manual_seed(3))
+def smudged(x: Tensor, side: int = 3) -> Tensor:
+    """A grey square of ``side`` x ``side`` pixels somewhere in each image."""
+    place = torch.randint(0, LOW - side + 1, (len(x), 2), generator=torch.Generator().manual_seed(3))
     out = x.clone()
     for i, (row, column) in enumerate(place.tolist()):
-        out[i, :, row : row + 3, column : column + 3] = 128
+        out[i, :, row : row + side, column : column + side] = 128
     return out
 
 
@@ -150,7 +150,7 @@ def test_a_wrong_augmentation_level(extractor, reference):
     """With the level, less of the base's fault comes through and more errors of the SR stage's own are made."""
 
     def at(level: float) -> StageImages:
-        return cascade(base=smudged, sr=grainy(60 * level**2), carried=(1 - level) ** 2)
+        return cascade(base=lambda x: smudged(x, 4), sr=grainy(60 * level**2), carried=(1 - level) ** 2)
 
     trials = [LevelImages(1, level, (x := at(level)).full[-1], x.from_real[0][-1]) for level in (0.0, 0.3, 0.5)]
     for used in (0.95, 0.0):

@@ -149,7 +149,7 @@ def test_images_of_an_npz_in_any_order(save, tmp_path):
     for numbers in (np.arange(8), np.array([599, 0, 3, 270])):
         assert (source.pick(numbers).numpy() == pixels[numbers].transpose(0, 3, 1, 2)).all()
     assert source.count == 600 and source.labels.tolist() == (np.arange(600) % 3).tolist()
-    with pytest.raises(UserError, match="has the class 2"):
+    with pytest.raises(UserError, match="has the label 2"):
         source.with_classes(("a", "b"))
 
 

@@ -23,7 +23,7 @@ from cdm.train.events import Events
 from cdm.train.log import TrainLog, TrainProgress
 from cdm.train.loop import StageJob, train_stage
 
-SIZES, BATCH, STEPS = (16, 32), 32, 6
+SIZES, BATCH, STEPS = (16, 32), 64, 6
 
 
 @pytest.fixture(scope="module")
