@@ -12,7 +12,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    # long spinning makes a shared machine up to 20 times slower, none a quiet one by a third; read at torch's import
+    # long spinning makes a shared machine up to 20 times slower, none a quiet one by a quarter; read at torch's import
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be bytes that no encoding has

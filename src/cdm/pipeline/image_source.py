@@ -31,8 +31,8 @@ HASHED_MOST = 2_000_000_000
 
 
 @runtime_checkable
-class ImageSource(Protocol):
-    """Images by number, uint8 at one square size. Image ``i`` is the same whenever it is asked for.
+class NumberedImages(Protocol):
+    """What is known of images by number, uint8 at one square size.
 
     what: in a word or two, for messages. key: names the images; the same key is the same images.
     labels: class of each, or None.
@@ -51,6 +51,11 @@ class ImageSource(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
+
+@runtime_checkable
+class ImageSource(NumberedImages, Protocol):
+    """Images to be judged. Image ``i`` is the same whenever it is asked for."""
+
     def stages(self, start: int, stop: int) -> tuple[Images, ...]:
         """Images ``start`` to ``stop - 1`` at every stage, from the lowest up; the last are those judged."""
         ...
@@ -68,26 +73,14 @@ def sums_of(path: str | Path) -> list[tuple[str, int, int]]:
 
 
 @runtime_checkable
-class StoredImages(Protocol):
+class StoredImages(NumberedImages, Protocol):
     """Images that are there already, in whatever order they are stored.
 
     groups: class of each by number, whatever it is called; None where nothing tells it.
     """
 
     @property
-    def what(self) -> str: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-    @property
-    def labels(self) -> ClassIndex | None: ...
-    @property
     def groups(self) -> ClassIndex | None: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
 
     def pick(self, numbers: ClassIndex) -> Images: ...
 

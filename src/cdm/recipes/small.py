@@ -113,7 +113,7 @@ def _patch(size: int, positions: int) -> int:
 def demo(facts: Facts) -> CascadeConfig:
     """16 to 32 pixels in five minutes of two CPU cores, on the built-in letters.
 
-    Command: ``make demo``, that is ``cdm train builtin:letters --recipe demo --minutes 5 --out runs/demo``.
+    Command: ``make demo``, that is ``cdm train builtin:letters --recipe demo --minutes 5.4 --out runs/demo``.
     """
     stages = []
     for index in range(len(facts.sizes)):
