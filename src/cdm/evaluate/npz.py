@@ -147,7 +147,7 @@ def _labels(path: Path, count: int) -> Int64[np.ndarray, " n"]:
 
 def write_images(
     path: Path,
-    blocks: Iterable[UInt8[Tensor, "b c h w"]],
+    blocks: Iterable[UInt8[Tensor, "_ c h w"]],
     count: int,
     shape: tuple[int, int, int],
     labels: Int64[np.ndarray, " n"] | None = None,
