@@ -108,6 +108,15 @@ def test_all_skipped_files_are_named_in_the_run(user: Asking, tmp_path: Path) ->
     assert path.read_text() == ""
 
 
+def test_the_images_held_out_are_named_in_the_run(user: Asking) -> None:
+    prepared = user.prepare()
+    user.train(stage=0)
+    names = (user.request.out / "held_out.txt").read_text().splitlines()
+    assert prepared.val is not None and len(names) == len(prepared.val) > 0
+    folder = Path(user.request.data)
+    assert names == sorted(names) and all((folder / name).is_file() for name in names)
+
+
 def test_validation_images_of_one_class_are_a_class(user: Asking, tmp_path: Path) -> None:
     """A single class folder would else be taken for a common top folder."""
     prepared = user.prepare(val=str(write_images(tmp_path / "val", "d", seed=1)))

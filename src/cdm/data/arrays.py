@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,20 @@ from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, Window
 from cdm.data.plan import scan_sizes
 from cdm.data.source import ReadError, Source
+from cdm.data.split import short_hash
 from cdm.errors import UserError
 
 FEW_IMAGES = 10
-_CACHE_VERSION = 2  # raise it when decoding changes, so that old cache files are not used
+_CACHE_VERSION = 3  # raise it when decoding changes, so that old cache files are not used
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called after each image."""
+
+
+class _Decoded(NamedTuple):
+    pixels: Pixels  # [C, S, S]
+    was_reduced: bool  # from 16 bits a channel to 8
+    hash: str
 
 
 def load_images(
@@ -62,7 +69,7 @@ def load_images(
     shape, dtype = (channels, size, size), np.dtype(f"u{bit_depth // 8}")
     limit = quarter_of_memory() if memory_limit is None else memory_limit
     if source.letters:
-        decoded = _drawn(len(source), size, channels)
+        decoded = _drawn(source, size, channels)
     else:
         decoded = _decoded(source, size, channels, bit_depth, threads or os.cpu_count() or 1)
     if len(source) * int(np.prod(shape)) * dtype.itemsize <= limit:
@@ -82,22 +89,24 @@ def load_images(
 def _collect(
     source: Source,
     store: MemoryRows | FileRows,
-    decoded: Iterator[tuple[Pixels, bool] | str],
+    decoded: Iterator[_Decoded | str],
     bit_depth: int,
     progress: Progress | None,
 ) -> ImageArray:
     rows: list[int] = []
     skipped: list[tuple[str, str]] = []
+    hashes: list[str] = []
     reduced, low, high = 0, 65535, 0
     with store:
         for i, result in enumerate(decoded):
             if isinstance(result, str):
                 skipped.append((source.entries[i].path, result))
             else:
-                pixels, was_reduced = result
+                pixels = result.pixels
                 store.append(pixels[None])
                 rows.append(i)
-                reduced += was_reduced
+                hashes.append(result.hash)
+                reduced += result.was_reduced
                 if bit_depth == 16:
                     low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
             if progress:
@@ -105,11 +114,13 @@ def _collect(
         _check_usable(source, rows, skipped)
         images = store.finish()
     window = FULL_8 if bit_depth == 8 else (low, max(high, low + 1))
-    array = _make_array(source, images, skipped, window)
+    array = _make_array(source, images, skipped, window, hashes)
     return dataclasses.replace(array, warnings=tuple(_warnings(array, reduced)))
 
 
-def _make_array(source: Source, images: np.ndarray, skipped: Sequence[tuple[str, str]], window: Window) -> ImageArray:
+def _make_array(
+    source: Source, images: np.ndarray, skipped: Sequence[tuple[str, str]], window: Window, hashes: Sequence[str]
+) -> ImageArray:
     left_out = {name for name, _ in skipped}
     kept = [entry for entry in source.entries if entry.path not in left_out]
     return ImageArray(
@@ -118,28 +129,28 @@ def _make_array(source: Source, images: np.ndarray, skipped: Sequence[tuple[str,
         class_names=source.class_names,
         names=tuple(entry.path for entry in kept),
         fingerprint=source.fingerprint,
+        hashes=tuple(hashes),
         window=window,
         bit_depth=8 * images.dtype.itemsize,
         skipped=tuple(skipped),
     )
 
 
-def _decoded(
-    source: Source, size: int, channels: int, bit_depth: int, threads: int
-) -> Iterator[tuple[Pixels, bool] | str]:
-    """For each entry in order ``([C, S, S], was reduced from 16 bits)``, or the reason why it is skipped.
+def _decoded(source: Source, size: int, channels: int, bit_depth: int, threads: int) -> Iterator[_Decoded | str]:
+    """Each entry in order, or the reason why it is skipped.
 
     At most a few images per thread wait at a time, so slow storage does not fill the memory.
     """
 
-    def work(i: int) -> tuple[Pixels, bool] | str:
+    def work(i: int) -> _Decoded | str:
         try:
             data = source.read(i)
             pixels = _pixels(data, size, channels)
         except (DecodeError, ReadError) as error:
             return str(error)
         reduced = 8 * pixels.itemsize > bit_depth or (pixels.itemsize == 1 and has_deep_colour(data))
-        return np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1)), reduced
+        planes = np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1))
+        return _Decoded(planes, reduced, short_hash(data))
 
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque(pool.submit(work, i) for i in range(min(8 * threads, len(source))))
@@ -152,12 +163,12 @@ def _decoded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _drawn(count: int, size: int, channels: int) -> Iterator[tuple[Pixels, bool]]:
+def _drawn(source: Source, size: int, channels: int) -> Iterator[_Decoded]:
     """The built-in letters, drawn at the size itself."""
-    for start in range(0, count, letters.CHUNK):
-        entries = np.arange(start, min(start + letters.CHUNK, count))
-        for image in letters.draw(letters.index_of(entries), size, channels=channels):
-            yield image, False
+    for start in range(0, len(source), letters.CHUNK):
+        entries = np.arange(start, min(start + letters.CHUNK, len(source)))
+        for i, image in zip(entries, letters.draw(letters.index_of(entries), size, channels=channels), strict=True):
+            yield _Decoded(image, False, short_hash(source.entries[i].path.encode()))
 
 
 def _pixels(data: bytes, size: int, channels: int) -> Pixels:
@@ -207,7 +218,13 @@ def _key(source: Source, shape: tuple[int, ...], bit_depth: int) -> str:
 
 def _save_meta(path: Path, array: ImageArray) -> None:
     """Written after the pixels: where it is, they are whole."""
-    meta = {"count": len(array), "window": array.window, "skipped": array.skipped, "warnings": array.warnings}
+    meta = {
+        "count": len(array),
+        "window": array.window,
+        "skipped": array.skipped,
+        "warnings": array.warnings,
+        "hashes": array.hashes,
+    }
     save_json(path.with_suffix(".json"), meta)
 
 
@@ -221,5 +238,5 @@ def _load_cached(source: Source, path: Path, shape: tuple[int, ...], bit_depth: 
     if images is None:
         return None
     skipped = [(name, reason) for name, reason in meta["skipped"]]
-    array = _make_array(source, images, skipped, (meta["window"][0], meta["window"][1]))
+    array = _make_array(source, images, skipped, (meta["window"][0], meta["window"][1]), meta["hashes"])
     return dataclasses.replace(array, warnings=tuple(meta["warnings"]), cache_file=path)

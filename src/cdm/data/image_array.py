@@ -27,6 +27,7 @@ class ImageArray:
     skipped: (name, reason) of each file that was left out.
     warnings: sentences for the user.
     cache_file: where ``images`` is mapped from, or None.
+    hashes: of each file's content, 12 hex digits (of its name for a built-in letter); empty where there are no files.
     """
 
     images: UInt8[np.ndarray, "n c s s"] | UInt16[np.ndarray, "n c s s"]
@@ -39,6 +40,7 @@ class ImageArray:
     skipped: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     cache_file: Path | None = None
+    hashes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,4 +1,4 @@
-"""A held-out share of the images, chosen by the hash of each name: the same on every machine and after every resume."""
+"""A held-out share of the images, chosen by the hash of each file: the same on every machine and after every resume."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import numpy as np
 from jaxtyping import Int64
 
 DEFAULT_FRACTION = 0.05
+DIGITS = 12
+
+
+def short_hash(content: bytes) -> str:
+    """The first digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
 def split_rows(
-    names: Sequence[str], labels: Int64[np.ndarray, " n"] | None, fraction: float = DEFAULT_FRACTION
+    hashes: Sequence[str], labels: Int64[np.ndarray, " n"] | None, fraction: float = DEFAULT_FRACTION
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " val"]]:
     """Rows to train on and rows to validate on, both sorted.
 
-    An image is held out if the hash of its name, as a number in [0, 1), is below ``fraction``: adding images never
-    moves another one across. Every class keeps at least one training image, the one with the largest hash.
+    An image is held out if the hash of its file, as a number in [0, 1), is below ``fraction``: adding, renaming and
+    moving files never moves another one across, and copies of a file lie on one side. Every class keeps at least one
+    training image, the one with the largest hash.
+
+    Args:
+        hashes: ``short_hash`` of each file's content.
     """
-    place = np.array([_place(name) for name in names])
+    assert labels is None or len(labels) == len(hashes)
+    place = np.array([int(digits, 16) for digits in hashes]) / 16**DIGITS
     held_out = place < fraction
-    groups = np.zeros(len(names), dtype=np.int64) if labels is None else labels
+    groups = np.zeros(len(hashes), dtype=np.int64) if labels is None else labels
     for group in np.unique(groups[held_out]):
         rows = np.flatnonzero(groups == group)
         if held_out[rows].all():
-            held_out[rows[np.argmax(place[rows])]] = False
+            held_out[rows[place[rows] == place[rows].max()]] = False
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def _place(name: str) -> float:
-    """In [0, 1). File names are bytes: those that are no UTF-8 reach Python with surrogates in place of them."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48

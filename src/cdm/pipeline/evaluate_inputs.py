@@ -163,11 +163,11 @@ def _real_sides(
                 )
             rows = None
             if role == "val" and held_out:
-                rows = split_rows(array.names, array.labels, held_out)[1]
+                rows = split_rows(array.hashes, array.labels, held_out)[1]
                 said = counted(len(rows), "image")
                 say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
             elif role == "train" and request.train_data is None:
-                rows = split_rows(array.names, array.labels, _fraction(training))[0]
+                rows = split_rows(array.hashes, array.labels, _fraction(training))[0]
             real[role] = make_real(role, spec, array, rows)
     return real, stats
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,7 @@ class Prepared:
     threads: int
     began: float
     skipped: tuple[tuple[str, str], ...] = ()  # file and reason, of the training and validation data
+    held_out: tuple[str, ...] = ()  # names of the training data's images that are not trained on
 
     @property
     def folder(self) -> Path:
@@ -145,10 +146,11 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
                 "give folders of these classes, or leave --val out to hold out a share."
             ) from error
         val: TrainingImages | None = TrainingImages(held, sizes)
-        rows = None
+        rows, held_out = None, ()
     else:
         held = None
-        rows, held_rows = split_rows(array.names, array.labels, request.val_fraction)
+        rows, held_rows = split_rows(array.hashes, array.labels, request.val_fraction)
+        held_out = tuple(array.names[i] for i in held_rows)
         val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
     config = run or make_config(sizes, array.class_names, data, len(train))
@@ -161,7 +163,18 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     )
     skipped = (*array.skipped, *((f"{request.val}/{name}", why) for name, why in (held.skipped if held else ())))
     return Prepared(
-        request, config, source.fingerprint, val_fingerprint, train, val, device, dtype, threads, began, skipped
+        request=request,
+        config=config,
+        fingerprint=source.fingerprint,
+        val_fingerprint=val_fingerprint,
+        train=train,
+        val=val,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        began=began,
+        skipped=skipped,
+        held_out=held_out,
     )
 
 
@@ -228,7 +241,7 @@ def train(prepared: Prepared, say: Say) -> Path:
         )
         if stored is None:  # nothing is written for a budget that is refused
             _start(prepared, say)
-        _name_skipped(prepared, say)
+        _name_files(prepared, say)
         _note_machine(prepared, events, say)
         for budget in budgets:
             events.append("budget", **budget)
@@ -267,15 +280,18 @@ def _note_data(prepared: Prepared, stored: dict[str, Any], events: Events, say: 
     )
 
 
-def _name_skipped(prepared: Prepared, say: Say) -> None:
-    """Every file that was left out, with its reason, in ``skipped.txt`` of the run."""
+def _name_files(prepared: Prepared, say: Say) -> None:
+    """Files skipped, with their reasons, in ``skipped.txt`` of the run; those held out in ``held_out.txt``."""
     path, count = prepared.folder / "skipped.txt", len(prepared.skipped)
+    _write_lines(path, [f"{name}: {reason}" for name, reason in prepared.skipped])
     if count:
-        lines = "".join(f"{name}: {reason}\n" for name, reason in prepared.skipped)
-        write_atomic(path, lines.encode("utf-8", "surrogateescape"))
         say(f"{counted(count, 'skipped file')} named in {path}")
-    elif path.exists():
-        write_atomic(path, b"")  # of other data
+    _write_lines(prepared.folder / "held_out.txt", prepared.held_out)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    if lines or path.exists():  # it may be of other data
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
 def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
@@ -358,7 +374,7 @@ def _finish(prepared: Prepared, events: Events, say: Say) -> Path:
     folder = prepared.folder
     missing = [k for k in range(len(prepared.config.stages)) if events.last("stage_done", k) is None]
     if missing:
-        say(f"trained so far; stage {missing[0]} is still to be trained: cdm train ... --stage {missing[0]}")
+        say(f"trained so far; stage {missing[0]} is still to be trained: the same command with --stage {missing[0]}")
         return folder
     ends = [event["kind"] for event in events.all() if event["kind"] in ("stage_done", "finished")]
     left = [folder / "report.html", folder / "samples.png"]
