@@ -291,3 +291,14 @@ def test_real_emoji():
     assert not array.skipped
     corners = array.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.median(corners) == 255, "emoji stand on white"
+
+
+def test_several_frames_or_pages_are_told(tmp_path):
+    frames = [PILImage.new("RGB", (16, 16), (60 * k, 0, 0)) for k in range(3)]
+    for name in ("a.gif", "b.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    frames[1].save(tmp_path / "c.tif")
+    frames[2].save(tmp_path / "d.gif")
+    array = load_images(open_source(tmp_path), 16)
+    assert "2 of 4 images have several frames or pages; the first of each is used." in array.warnings
+    assert array.images[1].max() == 0, "the first page is black"

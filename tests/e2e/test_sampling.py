@@ -256,6 +256,16 @@ def test_info_of_a_file_that_is_not_a_configuration(tmp_path):
     refused(run("info", tmp_path), "cascade.json is damaged", "put back a copy")
 
 
+def test_images_for_a_bound_that_is_not_asked_for_are_refused(trained):
+    refused(run("info", trained.folder, "-n", 8), "-n 8 without --bits-per-dim")
+
+
+def test_bits_per_dim_of_one_class_alone(trained, data, tmp_path):
+    """Its folder is not taken for a common top folder."""
+    shutil.copytree(data / "dog", tmp_path / "data" / "dog")
+    succeeded(run("info", trained.folder, "--bits-per-dim", tmp_path / "data", "-n", 1), "on 1 images")
+
+
 def test_bits_per_dim_of_every_stage(trained, data):
     ran = run("info", trained.folder, "--bits-per-dim", data, "-n", 2)
     succeeded(ran, "stage 0-8: ", "stage 1-16: ")

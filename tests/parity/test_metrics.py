@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import oracles
+from tests.e2e.command import refused, run_here, succeeded
 from tests.inception_weights import save_published_layout
 
 from cdm.data.decode import decode
@@ -21,6 +22,7 @@ from cdm.evaluate.frechet import frechet_distance
 from cdm.evaluate.inception_score import inception_score
 from cdm.evaluate.kid import kid
 from cdm.evaluate.prdc import prdc
+from cdm.evaluate.results import load_report
 from cdm.evaluate.stats import feature_stats
 
 torch_fidelity = oracles.torch_fidelity()
@@ -108,14 +110,13 @@ COUNT = 24
 """Images on each side: enough for ten parts of the Inception Score."""
 
 
-def make_pictures(folder, seed, brightest):
+def make_pictures(folder, seed, brightest, sizes=((48, 48), (64, 40))):
     """Smooth random pictures of several sizes, as PNG files."""
     folder.mkdir()
     rng = np.random.default_rng(seed)
     for i in range(COUNT):
         coarse = rng.integers(0, brightest + 1, size=(4, 4, 3), dtype=np.uint8)
-        size = (48, 48) if i % 2 else (64, 40)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
+        Image.fromarray(coarse).resize(sizes[i % len(sizes)], Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
     return folder
 
 
@@ -128,16 +129,20 @@ def our_features(folder, extractor):
     return torch.cat([p.main for p in parts]).numpy(), torch.cat([p.probabilities for p in parts]).numpy()
 
 
+def their_figures(fake, real, weights, **asked):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        return torch_fidelity.calculate_metrics(
+            input1=str(fake), input2=str(real), feature_extractor="inception-v3-compat",
+            feature_extractor_weights_path=str(weights), fid=True, batch_size=1, cuda=False, cache=False,
+            save_cpu_ram=True, verbose=False, **asked,
+        )  # fmt: skip
+
+
 def test_inception_from_files_to_figures(tmp_path):
     weights = save_published_layout(tmp_path / "weights.pth")
     real, fake = make_pictures(tmp_path / "real", 0, 255), make_pictures(tmp_path / "fake", 1, 180)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs
-        theirs = torch_fidelity.calculate_metrics(
-            input1=str(fake), input2=str(real), feature_extractor="inception-v3-compat",
-            feature_extractor_weights_path=str(weights), isc=True, fid=True, kid=True, prc=True, kid_subsets=20,
-            kid_subset_size=12, batch_size=1, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
-        )  # fmt: skip
+    theirs = their_figures(fake, real, weights, isc=True, kid=True, prc=True, kid_subsets=20, kid_subset_size=12)
     extractor = load_extractor("inception", weights=weights, device=torch.device("cpu"), unverified=True)
     (real_main, _), (fake_main, probabilities) = (our_features(folder, extractor) for folder in (real, fake))
     distance = frechet_distance(feature_stats(real_main), feature_stats(fake_main))
@@ -150,3 +155,20 @@ def test_inception_from_files_to_figures(tmp_path):
     found = prdc(real_main, fake_main)
     assert found.precision.value == pytest.approx(theirs["precision"], rel=1e-3)
     assert found.recall.value == pytest.approx(theirs["recall"], rel=1e-3)
+
+
+def test_the_command_gives_their_distance(tmp_path, monkeypatch):
+    """`cdm evaluate` from two folders to its report, on weights that only --unverified-weights lets in."""
+    monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
+    weights = save_published_layout(tmp_path / "weights.pth")
+    real, fake = (
+        make_pictures(tmp_path / name, k, 255 - 75 * k, [(48, 48)]) for k, name in enumerate(("real", "fake"))
+    )
+    command = ("evaluate", fake, "--data", real, "--out", tmp_path / "out", "--force", "--metrics", "fd",
+               "--extractors", "inception", "--extractor-weights", f"inception={weights}")  # fmt: skip
+    refused(run_here(*command), "not known to be the published ones", "--unverified-weights")
+    succeeded(run_here(*command, "--unverified-weights"), "FID", "! ?", "?: by weights that are not the published ones")
+    (found,) = [figure for figure in load_report(tmp_path / "out").computed if figure.metric == "fd"]
+    theirs = their_figures(fake, real, weights)["frechet_inception_distance"]
+    assert found.value == pytest.approx(theirs, rel=1e-4) and theirs > 1
+    assert not found.verified and (found.generated, found.real) == (COUNT, COUNT)

@@ -156,6 +156,9 @@ def test_speed_is_measured_without_training(monkeypatch: pytest.MonkeyPatch) -> 
         return source(*args)
 
     assert measure_speed(trainee, batches, Rng(0), seconds=2.0) == pytest.approx(8 / 0.25)
+    waits = iter([0.25, 0.25, *[0.25, 5.0, 5.0] * 9])  # two steps of three beside another process
+    slow = lambda *args: (now.__setitem__(0, now[0] + next(waits) - 0.25), batches(*args))[1]  # noqa: E731
+    assert measure_speed(trainee, slow, Rng(0), seconds=20.0) == pytest.approx(8 / 0.25)
     after = trainee.state()[0]
     assert same(before, {name: after[name] for name in before})
     assert torch.equal(trainee.skipped, torch.zeros(()))

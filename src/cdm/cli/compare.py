@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdm.cli.options import Compare
+from cdm.cli.paths import user_path
 from cdm.cli.say import say
 from cdm.errors import UserError
 from cdm.evaluate.evaluation_report import COMPARISON_WORDS, comparison_report, comparison_table
@@ -18,9 +19,9 @@ from cdm.pipeline.sample_run import check_free
 def run_compare(options: Compare, command: str) -> None:
     if len(options.reports) < 2:
         raise UserError("got fewer than two reports; expected cdm compare REPORT REPORT ..., the --out of evaluations.")
-    paths = [Path(name) for name in options.reports]
+    paths = [user_path(name, "report") for name in options.reports]
     reports = [load_report(path) for path in paths]
-    out = None if options.out is None else Path(options.out)
+    out = None if options.out is None else user_path(options.out)
     if out is not None and not options.force:
         check_free([out], "--out")
     comparison = compare(_names(paths), reports)

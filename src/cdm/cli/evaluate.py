@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cdm.cli.options import Evaluate
+from cdm.cli.paths import user_path
 from cdm.cli.say import say
 from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import EvaluateRequest
@@ -46,7 +46,7 @@ def _request(options: Evaluate, command: str) -> EvaluateRequest:
     return EvaluateRequest(
         subject=options.subject,
         data=options.data,
-        out=Path(options.out),
+        out=user_path(options.out),
         train_data=options.train_data,
         num=options.num,
         seed=options.seed,
@@ -59,8 +59,10 @@ def _request(options: Evaluate, command: str) -> EvaluateRequest:
         metrics=_names(options.metrics),
         extractor_weights=dict(map(_pair, options.extractor_weights)),
         unverified=options.unverified_weights,
-        save=None if options.save is None else os.path.expanduser(options.save),
-        save_statistics=None if options.save_statistics is None else Path(options.save_statistics).expanduser(),
+        save=None if options.save is None else str(user_path(options.save, "--save")),
+        save_statistics=None
+        if options.save_statistics is None
+        else user_path(options.save_statistics, "--save-statistics"),
         force=options.force,
         batch_size=options.batch_size,
         device=options.device,

@@ -15,9 +15,13 @@ from cdm.config import CascadeConfig, StageConfig
 from cdm.errors import UserError
 from cdm.nn.flops import count_flops, count_parameters
 
+BOUND_IMAGES = 64
+
 
 def run_info(options: Info) -> None:
-    if options.num < 1:
+    if options.num is not None and options.bits_per_dim is None:
+        raise UserError(f"got -n {options.num} without --bits-per-dim; expected both: -n is the images for the bound.")
+    if options.num is not None and options.num < 1:
         raise UserError(f"-n is {options.num}; expected at least 1 image for the bound.")
     run = Path(options.run)
     config = load_config(run)
@@ -35,7 +39,9 @@ def run_info(options: Info) -> None:
     if options.bits_per_dim is not None:
         from cdm.pipeline.bits import bits_per_dim  # imports the data readers
 
-        for line in bits_per_dim(run, options.bits_per_dim, options.num, options.device, options.precision):
+        for line in bits_per_dim(
+            run, options.bits_per_dim, options.num or BOUND_IMAGES, options.device, options.precision
+        ):
             say(line)
 
 

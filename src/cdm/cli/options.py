@@ -208,8 +208,8 @@ class Info:
     """Run folder."""
     bits_per_dim: Annotated[str | None, _may("DATA")] = None
     """Variational bound on these images, per stage."""
-    num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 64
-    """Images for the bound."""
+    num: Annotated[int | None, _may("N", name="num", aliases=("-n",))] = None
+    """Images for the bound (64)."""
     device: Annotated[str | None, _may("NAME")] = None
     """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"

@@ -17,7 +17,16 @@ import numpy as np
 from cdm.artifacts import load_json, save_json
 from cdm.data import letters
 from cdm.data.cache import FileRows, MemoryRows, default_cache_dir, map_rows, quarter_of_memory
-from cdm.data.decode import DecodeError, Pixels, area_down, centre_crop_square, decode, has_deep_colour, to_bit_depth
+from cdm.data.decode import (
+    DecodeError,
+    Pixels,
+    area_down,
+    centre_crop_square,
+    decode,
+    has_deep_colour,
+    has_more_frames,
+    to_bit_depth,
+)
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, Window
 from cdm.data.plan import scan_sizes
@@ -35,6 +44,7 @@ Progress = Callable[[int, int], None]
 class _Decoded(NamedTuple):
     pixels: Pixels  # [C, S, S]
     was_reduced: bool  # from 16 bits a channel to 8
+    has_more: bool  # frames or pages than the first
     hash: str
 
 
@@ -96,7 +106,7 @@ def _collect(
     rows: list[int] = []
     skipped: list[tuple[str, str]] = []
     hashes: list[str] = []
-    reduced, low, high = 0, 65535, 0
+    reduced, with_more, low, high = 0, 0, 65535, 0
     with store:
         for i, result in enumerate(decoded):
             if isinstance(result, str):
@@ -107,6 +117,7 @@ def _collect(
                 rows.append(i)
                 hashes.append(result.hash)
                 reduced += result.was_reduced
+                with_more += result.has_more
                 if bit_depth == 16:
                     low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
             if progress:
@@ -115,7 +126,7 @@ def _collect(
         images = store.finish()
     window = FULL_8 if bit_depth == 8 else (low, max(high, low + 1))
     array = _make_array(source, images, skipped, window, hashes)
-    return dataclasses.replace(array, warnings=tuple(_warnings(array, reduced)))
+    return dataclasses.replace(array, warnings=tuple(_warnings(array, reduced, with_more)))
 
 
 def _make_array(
@@ -150,7 +161,7 @@ def _decoded(source: Source, size: int, channels: int, bit_depth: int, threads: 
             return str(error)
         reduced = 8 * pixels.itemsize > bit_depth or (pixels.itemsize == 1 and has_deep_colour(data))
         planes = np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1))
-        return _Decoded(planes, reduced, short_hash(data))
+        return _Decoded(planes, reduced, has_more_frames(data), short_hash(data))
 
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque(pool.submit(work, i) for i in range(min(8 * threads, len(source))))
@@ -168,7 +179,7 @@ def _drawn(source: Source, size: int, channels: int) -> Iterator[_Decoded]:
     for start in range(0, len(source), letters.CHUNK):
         entries = np.arange(start, min(start + letters.CHUNK, len(source)))
         for i, image in zip(entries, letters.draw(letters.index_of(entries), size, channels=channels), strict=True):
-            yield _Decoded(image, False, short_hash(source.entries[i].path.encode()))
+            yield _Decoded(image, False, False, short_hash(source.entries[i].path.encode()))
 
 
 def _pixels(data: bytes, size: int, channels: int) -> Pixels:
@@ -197,7 +208,9 @@ def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]
             )
 
 
-def _warnings(array: ImageArray, reduced: int) -> Iterator[str]:
+def _warnings(array: ImageArray, reduced: int, with_more: int) -> Iterator[str]:
+    if with_more:
+        yield f"{with_more} of {len(array)} images have several frames or pages; the first of each is used."
     if reduced:
         yield f"{reduced} of {len(array)} images reduced from 16 bits to 8; --channels 1 keeps 16-bit greyscale."
     if len(array) == 1:

@@ -66,6 +66,14 @@ def has_deep_colour(data: bytes) -> bool:
     return len(bits) > 1 and max(bits) > 8
 
 
+def has_more_frames(data: bytes) -> bool:
+    """Whether a GIF or TIFF that can be decoded has several frames or pages; only the first is used."""
+    if not data.startswith((b"GIF8", b"II*\0", b"MM\0*")):
+        return False
+    with PILImage.open(io.BytesIO(data)) as picture:
+        return getattr(picture, "n_frames", 1) > 1
+
+
 def _decode_npy(data: bytes, channels: int) -> Pixels:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)

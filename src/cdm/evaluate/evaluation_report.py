@@ -115,11 +115,7 @@ def _legend(report: Report) -> str:
     words = "↓ less is better, ↑ more is better; in brackets the 95 % interval."
     if any(figure.floor is not None for figure in report.computed):
         words += " real: the same distance of real validation images, the floor."
-    if any(figure.forced for figure in report.computed):
-        words += " !: computed with --force on too few images."
-    if not all(figure.verified for figure in report.computed):
-        words += " ?: weights that are not the published ones (--unverified-weights)."
-    return words
+    return " ".join([words, *report.marks])
 
 
 def _verdict(report: Report) -> list[Block]:

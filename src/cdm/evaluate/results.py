@@ -155,6 +155,16 @@ class Report:
     made: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def marks(self) -> list[str]:
+        """What the marks behind figures mean, where there are any."""
+        words = []
+        if any(figure.forced for figure in self.computed):
+            words.append("!: computed with --force on too few images.")
+        if not all(figure.verified for figure in self.computed):
+            words.append("?: by weights that are not the published ones (--unverified-weights).")
+        return words
+
+    @property
     def computed(self) -> list[Figure]:
         return [figure for figure in self.figures if figure.value is not None]
 

@@ -31,7 +31,9 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     cascade = Cascade.load(run, device=device, precision=precision)
     config = cascade.config
     own = config.data
-    array = load_images(open_source(data), config.sizes[-1], own.channels, own.bit_depth, window=own.window)
+    array = load_images(
+        open_source(data, config.class_names), config.sizes[-1], own.channels, own.bit_depth, window=own.window
+    )
     images = TrainingImages(array.with_classes(config.class_names), config.sizes)
     for stage in cascade.stages:
         name = f"stage {stage.name}"

@@ -176,6 +176,8 @@ def _tell(report: Report, say: Say) -> None:
         measured = f" by {figure.extractor} {figure.hash}" if figure.extractor else ""
         against = f" against {figure.reference}" if figure.reference else ""
         say(f"{figure.label}: {figure.shown}{interval}{measured}{against}")
+    for words in report.marks:
+        say(words)
     say(report.summary)
 
 
