@@ -302,3 +302,21 @@ def test_several_frames_or_pages_are_told(tmp_path):
     array = load_images(open_source(tmp_path), 16)
     assert "2 of 4 images have several frames or pages; the first of each is used." in array.warnings
     assert array.images[1].max() == 0, "the first page is black"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_cache_is_not_used_for_images_changed_in_place(tmp_path, kind):
+    """Other pixels under the same name and of the same size in bytes."""
+
+    def load(level):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / "a.npy", np.full((16, 16, 3), level, np.uint8))
+        where = tmp_path / "data"
+        if kind == "zip":
+            with zipfile.ZipFile(where := tmp_path / "data.zip", "w") as archive:
+                archive.write(tmp_path / "data" / "a.npy", "a.npy")
+        return load_images(open_source(where), 16, cache_dir=tmp_path / "cache", memory_limit=0)
+
+    first, again, other = load(1), load(1), load(2)
+    assert int(first.images.max()) == int(again.images.max()) == 1 and int(other.images.min()) == 2
+    assert kind == "folder" or first.cache_file == again.cache_file, "a zip of the same content is the same"

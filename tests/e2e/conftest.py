@@ -13,7 +13,8 @@ from PIL import Image as PILImage
 from tests.e2e.command import Ran, environment, run, run_here, succeeded
 from tests.fakes import random_cascade, save_run, stage_config
 
-PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "320")
+# Much is held out: of so few images, 5 % may be none. Which ones hangs on how Pillow packs them.
+PLAN = ("--recipe", "demo", "--sizes", "8,16", "--checkpoint-images", "320", "--val-fraction", "0.3")
 OPTIONS = (*PLAN, "--images", "640")
 CLASSES = ("cat", "dog")
 

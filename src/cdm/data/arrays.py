@@ -225,7 +225,7 @@ def _warnings(array: ImageArray, reduced: int, with_more: int) -> Iterator[str]:
 
 def _key(source: Source, shape: tuple[int, ...], bit_depth: int) -> str:
     """Name of the cache file: the data and all that decoding depends on."""
-    recipe = [_CACHE_VERSION, os.path.abspath(source.where), source.fingerprint, shape, bit_depth]
+    recipe = [_CACHE_VERSION, os.path.abspath(source.where), source.fingerprint, source.stamp, shape, bit_depth]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
 
 

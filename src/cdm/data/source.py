@@ -9,7 +9,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -48,6 +48,7 @@ class Source:
     open_file: entry number to an open binary file (for headers; ``read`` gives the whole file).
     letters: the built-in letters, which the loader draws straight at the size it needs.
     skipped: (path, reason) of each file that looks like an image but cannot be one of the entries.
+    stamp: changes with the files' content, as far as times of a folder's files and check sums of a zip's tell.
     """
 
     where: str
@@ -57,6 +58,7 @@ class Source:
     open_file: Callable[[int], IO[bytes]]
     letters: bool = False
     skipped: tuple[tuple[str, str], ...] = ()
+    stamp: str = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -107,6 +109,7 @@ def _letters_source() -> Source:
 
 def _folder_source(root: Path, known_classes: Sequence[str]) -> Source:
     files: dict[str, int] = {}
+    times: dict[str, int] = {}
     skipped: dict[str, str] = {}
     folders: set[str] = set()
     seen: set[str] = set()  # real paths: links to folders are followed, loops are not
@@ -128,7 +131,7 @@ def _folder_source(root: Path, known_classes: Sequence[str]) -> Source:
                     try:
                         about = os.stat(root / path)
                         if stat.S_ISREG(about.st_mode):
-                            files[path] = about.st_size
+                            files[path], times[path] = about.st_size, about.st_mtime_ns
                         else:
                             skipped[path] = "not a regular file"
                     except OSError as error:  # a link to nowhere, or a file that vanished meanwhile
@@ -136,7 +139,8 @@ def _folder_source(root: Path, known_classes: Sequence[str]) -> Source:
     except OSError as error:
         raise UserError(f"cannot read the folder {str(root)!r}: {error}; expected a readable folder.") from error
     top = _common_top(files, folders, known_classes)
-    return _make_source(str(root), top, files, skipped, folders, lambda path: open(root / path, "rb"))
+    source = _make_source(str(root), top, files, skipped, folders, lambda path: open(root / path, "rb"))
+    return replace(source, stamp=_digest(sorted(times.items())))
 
 
 def _raise(error: OSError) -> None:
@@ -154,6 +158,7 @@ def _zip_source(path: Path, known_classes: Sequence[str]) -> Source:
     skipped: dict[str, str] = {}
     folders: set[str] = set()
     original: dict[str, str] = {}
+    sums: dict[str, int] = {}
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if any(_is_hidden(part) for part in name.parts):
@@ -166,10 +171,11 @@ def _zip_source(path: Path, known_classes: Sequence[str]) -> Source:
         elif _is_image(name.as_posix()):
             if info.flag_bits & 1:
                 raise UserError(f"{str(path)!r} is encrypted; expected a plain zip: unpack it and give the folder.")
-            files[name.as_posix()] = info.file_size
+            files[name.as_posix()], sums[name.as_posix()] = info.file_size, info.CRC
             original[name.as_posix()] = info.filename
     top = _common_top(files, folders, known_classes)
-    return _make_source(str(path), top, files, skipped, folders, lambda name: archive.open(original[name]))
+    source = _make_source(str(path), top, files, skipped, folders, lambda name: archive.open(original[name]))
+    return replace(source, stamp=_digest(sorted(sums.items())))
 
 
 def _is_hidden(name: str) -> bool:
@@ -259,5 +265,8 @@ def _common_top(files: Iterable[str], folders: Iterable[str], known_classes: Seq
 
 
 def _fingerprint(class_names: tuple[str, ...], entries: Iterable[Entry]) -> str:
-    content = [list(class_names), [[entry.path, entry.size] for entry in entries]]
+    return _digest([list(class_names), [[entry.path, entry.size] for entry in entries]])
+
+
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
