@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.e2e.conftest import QUICK, write_images
 
 from cdm.evaluate.cas import cas
 from cdm.evaluate.extractors.base import Features
+from cdm.evaluate.kid import kid
 from cdm.evaluate.results import load_report
 
 
@@ -107,23 +109,25 @@ def test_the_same_images_in_a_folder_zip_or_npz_get_the_same_figures(evaluated, 
 
 
 def test_the_same_command_again_computes_nothing(evaluated, real, own, cache, tmp_path, monkeypatch):
-    again = (
-        "evaluate",
-        evaluated / "images",
-        "--data",
-        real / "val",
-        "--metrics",
-        "kid",
-        *own,
-        "--out",
-        tmp_path / "o",
-    )
+    again = ("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid", *own, "--out",
+             tmp_path / "o")  # fmt: skip
     succeeded(run_here(*again))
     before = values(tmp_path / "o")
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *_: pytest.fail("computed twice"))
     monkeypatch.setattr("cdm.pipeline.image_source.FileImages.pick", lambda *_: pytest.fail("read twice"))
     succeeded(run_here(*again))
     assert values(tmp_path / "o") == before
+
+
+def test_figures_of_another_method_are_computed_again(evaluated, real, own, cache, tmp_path, monkeypatch):
+    again = ("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid", *own, "--out",
+             tmp_path / "o")  # fmt: skip
+    succeeded(run_here(*again))
+    (before,) = values(tmp_path / "o").values()
+    monkeypatch.setattr("cdm.pipeline.image_source.METHOD", 2)
+    monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *given: replace(kid(*given), value=before + 1))
+    succeeded(run_here(*again))
+    assert list(values(tmp_path / "o").values()) == [before + 1]
 
 
 def test_few_images_are_computed_with_force_and_marked(evaluated, real, own, cache, tmp_path):

@@ -61,9 +61,13 @@ class ImageSource(NumberedImages, Protocol):
         ...
 
 
+METHOD = 1
+"""Raise it when images, features or figures are made in another way: what was kept before is then not used again."""
+
+
 def key_of(*parts: object) -> str:
     """24 hex digits that name what ``parts`` (JSON types) say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([METHOD, *parts], sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def sums_of(path: str | Path) -> list[tuple[str, int, int]]:
