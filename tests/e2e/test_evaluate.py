@@ -233,6 +233,19 @@ def test_training_images_given_as_validation_are_warned_of(evaluated, real, own,
     assert "every one" in load_report(tmp_path / "out").warnings[0]
 
 
+def test_what_a_run_held_out_is_its_validation_data(trained, own, cache, tmp_path):
+    """By the names that training recorded, not by another draw."""
+    names = (trained.folder / "held_out.txt").read_text().splitlines()
+    command = ("evaluate", "--data", trained.data, "-n", 8, "--metrics", "kid", *own, *QUICK)
+    ran = run_here(*command, trained.folder, "--out", tmp_path / "out")
+    succeeded(ran, f"the {len(names)} images that it held out are the validation images")
+    data = load_report(tmp_path / "out").data
+    assert (data["val"]["count"], data["train"]["count"]) == (len(names), 24 - len(names))
+    run = trained.copy(tmp_path / "run")
+    (run / "held_out.txt").write_text("".join(f"{name}\n" for name in names[:2]))
+    succeeded(run_here(*command, run, "--out", tmp_path / "less"), "the 2 images that it held out")
+
+
 def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path):
     mixed = shutil.copytree(real / "val", tmp_path / "mixed")
     shutil.copy(real / "train" / "cat" / "03.png", mixed / "cat" / "another-name.png")

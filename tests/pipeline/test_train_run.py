@@ -117,6 +117,16 @@ def test_the_images_held_out_are_named_in_the_run(user: Asking) -> None:
     assert names == sorted(names) and all((folder / name).is_file() for name in names)
 
 
+def test_a_run_goes_on_with_the_images_it_held_out(user: Asking) -> None:
+    """Also where the files have other bytes by now, as after a lossless repacking to the same sizes."""
+    user.train(stage=0)
+    path = user.request.out / "held_out.txt"
+    names = path.read_text().splitlines()
+    path.write_text(f"{names[0]}\n")
+    prepared = user.prepare(stage=0, images=160)
+    assert prepared.held_out == (names[0],) and prepared.val is not None and len(prepared.val) == 1
+
+
 def test_validation_images_of_one_class_are_a_class(user: Asking, tmp_path: Path) -> None:
     """A single class folder would else be taken for a common top folder."""
     prepared = user.prepare(val=str(write_images(tmp_path / "val", "d", seed=1)))

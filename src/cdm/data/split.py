@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 from jaxtyping import Int64
 
 DEFAULT_FRACTION = 0.05
 DIGITS = 12
+Rows = Int64[np.ndarray, "_"]
 
 
 def short_hash(content: bytes) -> str:
@@ -19,7 +20,7 @@ def short_hash(content: bytes) -> str:
 
 def split_rows(
     hashes: Sequence[str], labels: Int64[np.ndarray, " n"] | None, fraction: float = DEFAULT_FRACTION
-) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " val"]]:
+) -> tuple[Rows, Rows]:
     """Rows to train on and rows to validate on, both sorted.
 
     An image is held out if the hash of its file, as a number in [0, 1), is below ``fraction``: adding, renaming and
@@ -38,3 +39,9 @@ def split_rows(
         if held_out[rows].all():
             held_out[rows[place[rows] == place[rows].max()]] = False
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def rows_by_name(names: Sequence[str], held_out: Set[str]) -> tuple[Rows, Rows]:
+    """The same by what a run recorded: rows whose names are not in ``held_out``, and rows whose names are."""
+    marks = np.array([name in held_out for name in names], dtype=bool)
+    return np.flatnonzero(~marks), np.flatnonzero(marks)

@@ -12,10 +12,11 @@ from cdm.artifacts import load_json
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
 from cdm.data.source import LETTERS_SPEC, open_source
-from cdm.data.split import split_rows
+from cdm.data.split import rows_by_name
 from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest, check_apart
 from cdm.pipeline.generate import RunImages
+from cdm.pipeline.held_out import read_held_out
 from cdm.pipeline.image_source import (
     FileImages,
     ImageSource,
@@ -163,11 +164,11 @@ def _real_sides(
                 )
             rows = None
             if role == "val" and held_out:
-                rows = split_rows(array.hashes, array.labels, held_out)[1]
+                rows = rows_by_name(array.names, held_out)[1]
                 said = counted(len(rows), "image")
                 say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
             elif role == "train" and request.train_data is None:
-                rows = split_rows(array.hashes, array.labels, _fraction(training))[0]
+                rows = rows_by_name(array.names, read_held_out(Path(request.subject)))[0]
             real[role] = make_real(role, spec, array, rows)
     return real, stats
 
@@ -181,12 +182,6 @@ def _read_npz(
         stats[role] = given
     if array is not None:
         real[role] = make_real(role, str(path), array)
-
-
-def _fraction(training: dict[str, Any]) -> float:
-    """Share of the training data that the run held out."""
-    options = training.get("options", {})
-    return 0.0 if options.get("val") else options.get("val_fraction", 0.0)
 
 
 def _recorded(training: dict[str, Any], say: Say) -> str | None:
@@ -203,12 +198,14 @@ def _recorded(training: dict[str, Any], say: Say) -> str | None:
     return spec
 
 
-def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> float:
-    """The share held out, where --data is the very data that the run was trained on; else 0."""
-    if not _fraction(training) or is_npz(request.data) or request.train_data:
-        return 0.0
+def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> frozenset[str]:
+    """Names of the images held out, where --data is the very data that the run was trained on; else none."""
+    if not training or is_npz(request.data) or request.train_data:
+        return frozenset()
     same = os.path.abspath(request.data) == os.path.abspath(training["data"]) or request.data == training["data"]
-    return _fraction(training) if same and open_source(request.data).fingerprint == training["fingerprint"] else 0.0
+    if not same or open_source(request.data).fingerprint != training["fingerprint"]:
+        return frozenset()
+    return read_held_out(Path(request.subject))
 
 
 def _run_images(

@@ -30,10 +30,11 @@ from cdm.data.batches import Pyramid, TrainingImages
 from cdm.data.image_array import ImageArray
 from cdm.data.plan import plan_sizes, scan_sizes
 from cdm.data.source import Source, open_source
-from cdm.data.split import split_rows
+from cdm.data.split import rows_by_name, split_rows
 from cdm.errors import UserError
 from cdm.evaluate.report import training_report
 from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
+from cdm.pipeline.held_out import HELD_OUT, read_held_out
 from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
@@ -149,7 +150,10 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         rows, held_out = None, ()
     else:
         held = None
-        rows, held_rows = split_rows(array.hashes, array.labels, request.val_fraction)
+        if stored is not None and stored["fingerprint"] == array.fingerprint and (request.out / HELD_OUT).exists():
+            rows, held_rows = rows_by_name(array.names, read_held_out(request.out))
+        else:
+            rows, held_rows = split_rows(array.hashes, array.labels, request.val_fraction)
         held_out = tuple(array.names[i] for i in held_rows)
         val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
@@ -286,7 +290,7 @@ def _name_files(prepared: Prepared, say: Say) -> None:
     _write_lines(path, [f"{name}: {reason}" for name, reason in prepared.skipped])
     if count:
         say(f"{counted(count, 'skipped file')} named in {path}")
-    _write_lines(prepared.folder / "held_out.txt", prepared.held_out)
+    _write_lines(prepared.folder / HELD_OUT, prepared.held_out)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
