@@ -9,7 +9,7 @@ from tests.evaluate.toy import bars
 
 from cdm.evaluate import cas as module
 from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas, find_schedule, seeds_and_images
-from cdm.evaluate.cas_net import choose_net
+from cdm.evaluate.cas_net import choose_net, train_ranks
 
 NAMES = ("flat", "upright", "down", "up")
 CPU = torch.device("cpu")
@@ -151,6 +151,18 @@ def test_resnet50_reads_any_number_of_channels():
     net = choose_net("resnet50", (32, 32), 2, 3, CPU)
     with torch.no_grad():
         assert net.build().eval()(torch.zeros(2, 2, 32, 32)).shape == (2, 3)
+
+
+def test_resnet50_learns():
+    """The large network by its own recipe: chance is a quarter."""
+    pytest.importorskip("transformers")
+    sets = [bars(count, seed, noise=5.0) for count, seed in ((64, 0), (100, 2))]
+    (images, labels), (val, val_labels) = (
+        (x.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3), y) for x, y in sets
+    )
+    net = choose_net("resnet50", (48, 48), 1, 4, CPU)
+    ranks = train_ranks(net, images, labels, val, val_labels, seed=0, steps=60)
+    assert (ranks == 0).mean() > 0.7
 
 
 def test_classes_have_top5_and_the_recipe_has_a_name(monkeypatch):
