@@ -32,6 +32,7 @@ def export(run: Path, out: Path, profile: float | None = None) -> int:
         tensors, meta = load_tensors(run / name / weights_file(chosen))
         stored["stages"][index]["optim"]["ema_sigma_rel"] = [chosen]  # the only one that is here
         target = make_folder(out / name) / weights_file(chosen)
+        save_json(out / name / "config.json", {"config": stored["stages"][index]})  # tells other runs' stages apart
         save_tensors(target, {key: x.to(torch.bfloat16) for key, x in tensors.items()}, meta)
         total += target.stat().st_size
     save_json(out / "cascade.json", {"config": stored})
