@@ -118,13 +118,27 @@ def test_the_images_held_out_are_named_in_the_run(user: Asking) -> None:
 
 
 def test_a_run_goes_on_with_the_images_it_held_out(user: Asking) -> None:
-    """Also where the files have other bytes by now, as after a lossless repacking to the same sizes."""
+    """The list decides, not another draw."""
     user.train(stage=0)
     path = user.request.out / "held_out.txt"
     names = path.read_text().splitlines()
     path.write_text(f"{names[0]}\n")
     prepared = user.prepare(stage=0, images=160)
     assert prepared.held_out == (names[0],) and prepared.val is not None and len(prepared.val) == 1
+
+
+@pytest.mark.parametrize("damage", ["everything", "others"])
+def test_held_out_names_that_are_not_of_the_data_are_told(user: Asking, damage: str) -> None:
+    user.train(stage=0)
+    names = {
+        "everything": sorted(
+            str(path.relative_to(user.request.data)) for path in Path(user.request.data).rglob("*.png")
+        ),
+        "others": ["x/1.png"],
+    }[damage]
+    (user.request.out / "held_out.txt").write_text("".join(f"{name}\n" for name in names))
+    with pytest.raises(UserError, match="expected some of them and not all: put back"):
+        user.prepare(stage=0, images=160)
 
 
 def test_validation_images_of_one_class_are_a_class(user: Asking, tmp_path: Path) -> None:

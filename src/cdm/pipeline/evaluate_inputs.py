@@ -12,11 +12,10 @@ from cdm.artifacts import load_json
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
 from cdm.data.source import LETTERS_SPEC, open_source
-from cdm.data.split import rows_by_name
 from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest, check_apart
 from cdm.pipeline.generate import RunImages
-from cdm.pipeline.held_out import read_held_out
+from cdm.pipeline.held_out import read_held_out, recorded_rows
 from cdm.pipeline.image_source import (
     FileImages,
     ImageSource,
@@ -164,11 +163,11 @@ def _real_sides(
                 )
             rows = None
             if role == "val" and held_out:
-                rows = rows_by_name(array.names, held_out)[1]
+                rows = recorded_rows(Path(request.subject), array.names)[1]
                 said = counted(len(rows), "image")
                 say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
             elif role == "train" and request.train_data is None:
-                rows = rows_by_name(array.names, read_held_out(Path(request.subject)))[0]
+                rows = recorded_rows(Path(request.subject), array.names)[0]
             real[role] = make_real(role, spec, array, rows)
     return real, stats
 

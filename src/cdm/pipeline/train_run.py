@@ -30,11 +30,11 @@ from cdm.data.batches import Pyramid, TrainingImages
 from cdm.data.image_array import ImageArray
 from cdm.data.plan import plan_sizes, scan_sizes
 from cdm.data.source import Source, open_source
-from cdm.data.split import rows_by_name, split_rows
+from cdm.data.split import split_rows
 from cdm.errors import UserError
 from cdm.evaluate.report import training_report
 from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
-from cdm.pipeline.held_out import HELD_OUT, read_held_out
+from cdm.pipeline.held_out import HELD_OUT, recorded_rows
 from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data
 from cdm.rng import Rng
@@ -151,7 +151,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     else:
         held = None
         if stored is not None and stored["fingerprint"] == array.fingerprint and (request.out / HELD_OUT).exists():
-            rows, held_rows = rows_by_name(array.names, read_held_out(request.out))
+            rows, held_rows = recorded_rows(request.out, array.names)
         else:
             rows, held_rows = split_rows(array.hashes, array.labels, request.val_fraction)
         held_out = tuple(array.names[i] for i in held_rows)
