@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdm.config import StageConfig
+from cdm.nn.forward_graph import ForwardGraphs
 from cdm.nn.unet import UNet
 from cdm.noise.process import alpha_sigma, expand, to_x0_eps
 from cdm.noise.schedule import Schedule, make_schedule, nearest_entry
-from cdm.types import Cond, Dropout, Image, LogSNR, Prediction
+from cdm.types import Cond, Dropout, Image, Labels, LogSNR, Prediction
 
 TOLD_SCALE = 40.0
 """Log-SNR is told as -40 * logsnr: over its range about the 1000 units that sinusoidal embeddings are made for."""
@@ -42,6 +43,7 @@ class NetDenoiser:
         self.schedule: Schedule = make_schedule(config.schedule)
         self.table = self.schedule.table
         self.logsnr_range = (self.schedule.logsnr_min, self.schedule.logsnr_max)
+        self._graphs = ForwardGraphs(self._forward)
 
     def raw(self, x_t: Image, logsnr: LogSNR, cond: Cond, dropout: Dropout | None = None) -> tuple[Image, Image | None]:
         """The network's output on its own target, float32 and unclipped, and its variance fraction or None (0 at an
@@ -54,13 +56,26 @@ class NetDenoiser:
             x = torch.cat([x, cond.low_res], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         aug = None if cond.aug_logsnr is None else -TOLD_SCALE * cond.aug_logsnr
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.net(x, self.told(logsnr), cond.labels, aug, dropout)
-        out = out.float()
+        inputs = (x, self.told(logsnr), cond.labels, aug)
+        if x.device.type == "cuda" and not torch.is_grad_enabled() and dropout is None:
+            out = self._graphs(*inputs)
+        else:
+            out = self._forward(*inputs, dropout)
         if self.config.variance == "learned":
             out, fraction = out.chunk(2, dim=1)
             return out, (fraction + 1) / 2  # Nichol & Dhariwal 2021, eq. 15, with v = (output + 1) / 2
         return out, None
+
+    def _forward(
+        self,
+        x: Image,
+        told: Float[Tensor, " b"],
+        labels: Labels | None,
+        aug: Float[Tensor, " b"] | None,
+        dropout: Dropout | None = None,
+    ) -> Float[Tensor, "b _ h w"]:
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.net(x, told, labels, aug, dropout).float()
 
     def told(self, logsnr: LogSNR) -> Float[Tensor, " b"]:
         """What the raw net is told of the noise level."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache
 from math import prod
 from statistics import NormalDist
 
@@ -73,12 +73,12 @@ def _mix_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@lru_cache(maxsize=32)
+@cache  # never forgotten: a recorded CUDA graph reads it where it stands
 def _element_hash(n: int, device: torch.device) -> Int64[Tensor, " n"]:
     return _mix_(torch.arange(1, n + 1, dtype=torch.int64, device=device) * _GOLDEN)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _normal_table(device: torch.device) -> tuple[Float[Tensor, " 3969"], Float[Tensor, " 3969"]]:
     """Quantile at the lower end and rise over each segment, for p = k / 2^32 with k a float32 in [1, 2^31]."""
     quantile = NormalDist().inv_cdf

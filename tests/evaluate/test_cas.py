@@ -31,6 +31,20 @@ def labelled(n: int, seed: int, noise: float = 15.0) -> Labelled:
     return Labelled(*bars(n, seed, noise=noise))
 
 
+def test_the_ceiling_is_of_the_same_seeds_as_the_real_arm(tmp_path, monkeypatch):
+    """One lucky seed with twice the steps would make the others look untrained."""
+    right = {(0, 10): 120, (1, 10): 110, (2, 10): 100, (0, 20): 126, (1, 20): 106, (2, 20): 104}
+
+    def fake(net, images, labels, val_images, val_labels, *, seed, steps, progress):
+        return (np.arange(len(val_labels)) >= right[seed, steps]).astype(np.int64)
+
+    monkeypatch.setattr(module, "train_ranks", fake)
+    data = [labelled(64, seed=1), labelled(64, seed=0), labelled(200, seed=2)]
+    score = cas(*data, class_names=NAMES, steps=10)
+    assert isinstance(score, CasResult) and score.converged
+    assert score.real.top1.value == pytest.approx(0.55) and score.ceiling == pytest.approx(0.56)
+
+
 def test_as_good_as_real_images_and_the_schedule_reaches_its_ceiling(tmp_path):
     told: list[tuple[str, float]] = []
     score = toy_score(tmp_path, told)
@@ -86,7 +100,8 @@ def test_an_interrupted_score_goes_on_where_it_stopped(tmp_path, monkeypatch):
         cas(*data, class_names=NAMES, folder=tmp_path, steps=7)
     second, trained[:] = list(trained), []
     cas(*data, class_names=NAMES, folder=tmp_path, steps=7)
-    assert sorted(first + second + trained) == [(0, 7), (0, 7), (0, 14), (1, 7), (1, 7), (2, 7), (2, 7)]
+    both_arms, ceiling = [(seed, 7) for seed in (0, 1, 2)] * 2, [(seed, 14) for seed in (0, 1, 2)]
+    assert sorted(first + second + trained) == sorted(both_arms + ceiling)
     trained.clear()  # other images: nothing kept of the arm that they are in
     cas(labelled(64, seed=5), *data[1:], class_names=NAMES, folder=tmp_path, steps=7)
     assert trained == [(0, 7), (1, 7), (2, 7)]
@@ -113,8 +128,8 @@ def test_schedule_is_doubled_until_doubling_gains_little():
     curve = {10: 0.5, 20: 0.7, 40: 0.8, 80: 0.815, 160: 0.9}
     assert find_schedule(curve.__getitem__, 10) == (40, 0.815)
     asked: list[int] = []
-    assert find_schedule(lambda steps: asked.append(steps) or steps / 1000, 100) == (800, 1.6)  # gives up
-    assert asked == [100, 200, 400, 800, 1600]
+    assert find_schedule(lambda steps: asked.append(steps) or steps / 1000, 100) == (3200, 6.4)  # gives up
+    assert asked == [100, 200, 400, 800, 1600, 3200, 6400]
 
 
 def test_interval_holds_the_truth_as_often_as_it_says():

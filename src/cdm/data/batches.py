@@ -13,12 +13,13 @@ from cdm.conditioning import make_low_res
 from cdm.data.cache import FileRows, MemoryRows, map_rows
 from cdm.data.image_array import ImageArray
 from cdm.data.order import Order
-from cdm.data.pixels import Window, num_levels, to_float, to_images
+from cdm.data.pixels import Window, num_levels, send, to_float, to_float_on, to_images
 from cdm.errors import UserError
 from cdm.rng import Purpose, Rng
 from cdm.types import Batch, Image
 
 _CHUNK = 256  # images downsampled at a time
+_CPU = torch.device("cpu")
 
 StageImages = UInt8[np.ndarray, "n c s s"] | UInt16[np.ndarray, "n c s s"]
 Lower = UInt8[np.ndarray, "n c low low"] | UInt16[np.ndarray, "n c low low"]
@@ -110,12 +111,21 @@ class TrainingImages:
         """Clean images ``[B, C, s, s]`` of ``stage``, float32 in [-1, 1], neither cropped nor flipped."""
         return to_float(np.asarray(self.pyramid.at(stage)[self.rows[indices.numpy()]]), self.pyramid.window)
 
-    def batch(self, stage: int, rng: Rng, positions: Int64[Tensor, " b"], *, crop_size: int = 0) -> Batch:
+    def batch(
+        self,
+        stage: int,
+        rng: Rng,
+        positions: Int64[Tensor, " b"],
+        *,
+        crop_size: int = 0,
+        device: torch.device = _CPU,
+    ) -> Batch:
         """The images at ``positions`` of the training stream, flipped and cropped as drawn for those positions.
 
         Args:
             rng: of this stage (``rng.at_stage(stage)``).
-            positions: on the CPU, as the batch is.
+            positions: on the CPU.
+            device: where the batch is to be; it is the same to the last bit everywhere.
             crop_size: side of a random square crop at multiples of the stage's factor, so that its low-res image is
                 the same crop of the low-res image; 0: the whole image.
         """
@@ -129,8 +139,9 @@ class TrainingImages:
         if self.flip:
             mirrored = rng.below(Purpose.FLIP, positions, 2).numpy() == 1
             picked[mirrored] = picked[mirrored, :, :, ::-1]
-        labels = None if self.labels is None else torch.from_numpy(self.labels)[indices]
-        return Batch(x0=to_float(picked, self.pyramid.window), labels=labels, index=positions)
+        labels = None if self.labels is None else send(torch.from_numpy(self.labels)[indices], device)
+        x0 = to_float_on(device, picked, self.pyramid.window)
+        return Batch(x0=x0, labels=labels, index=send(positions, device))
 
     def _crops(
         self,

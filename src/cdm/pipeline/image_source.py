@@ -61,7 +61,7 @@ class ImageSource(NumberedImages, Protocol):
         ...
 
 
-METHOD = 1
+METHOD = 2
 """Raise it when images, features or figures are made in another way: what was kept before is then not used again."""
 
 

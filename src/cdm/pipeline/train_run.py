@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,7 @@ class Prepared:
         crop = self.config.stages[index].optim.crop_size
 
         def batch(rng: Rng, positions: torch.Tensor):
-            made = self.train.batch(index, rng, positions, crop_size=crop)
-            if self.device.type == "cpu":
-                return made
-            labels = None if made.labels is None else made.labels.to(self.device)
-            return replace(made, x0=made.x0.to(self.device), labels=labels)
+            return self.train.batch(index, rng, positions, crop_size=crop, device=self.device)
 
         return batch
 

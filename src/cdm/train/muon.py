@@ -71,7 +71,7 @@ class Muon:
         return self.parts[i], rows // self.parts[i], columns
 
     @torch.no_grad()
-    def step(self, lr: float, bad: Float[Tensor, ""]) -> None:
+    def step(self, lr: float | Float[Tensor, ""], bad: Float[Tensor, ""]) -> None:
         """One update from the gradients; where ``bad`` (on the device) is not 0 nothing changes."""
         skip = bad > 0
         for group in self._groups:

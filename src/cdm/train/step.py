@@ -15,6 +15,7 @@ from cdm.rng import Purpose, Rng
 from cdm.stage import Stage
 from cdm.train.ema import Ema
 from cdm.train.muon import Muon
+from cdm.train.step_graph import StepGraph, can_record
 from cdm.types import Batch, Dropout
 
 BatchSource = Callable[[Rng, Int64[Tensor, " b"]], Batch]
@@ -51,26 +52,44 @@ class Trainee:
             optim.weight_decay,
             parts=[2 if name.endswith("modulation.weight") else 1 for name in self.muon_names],  # scale | shift
         )
+        device = self.params[0].device
+        # a recorded update reads the rate on the device; on a CPU it stays a float64
+        self.lr = torch.tensor(optim.lr, device=device) if device.type == "cuda" else optim.lr
         self.optimizer = torch.optim.AdamW(
             [p for p, own in zip(self.params, inner, strict=True) if not own],
-            lr=optim.lr,
+            lr=self.lr,
             betas=optim.betas,
             weight_decay=optim.weight_decay,
             fused=True,
+            capturable=device.type == "cuda",
         )
         self.ema = Ema(optim.ema_sigma_rel, self.params)
         self.images_seen = 0
         self.attempt = 0
         self.lr_scale = 1.0
         self.seconds = 0.0
-        device = self.params[0].device
         self.skipped, self.bad_run, self.max_bad_run = (torch.zeros((), device=device) for _ in range(3))
         self.loss_sum, self.loss_count, self.norm_sum = (torch.zeros((), device=device) for _ in range(3))
         stage.net.checkpointing = optim.checkpointing
         stage.net.train()
+        self._run = StepGraph(self._compute) if can_record(stage.config, device) else self._compute
 
     def step(self, batch: Batch, rng: Rng, lr: float) -> None:
         """Forward, backward, clip, update, EMA; advances ``images_seen`` by the batch."""
+        self._set_lr(lr * self.lr_scale)
+        self._run(batch, rng)
+        count = len(batch.index)
+        self.ema.update(self.params, self.images_seen, self.images_seen + count)
+        self.images_seen += count
+
+    def _set_lr(self, lr: float) -> None:
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(lr)
+        else:
+            self.lr = self.optimizer.param_groups[0]["lr"] = lr
+
+    def _compute(self, batch: Batch, rng: Rng) -> None:
+        """All of a step that runs on the device and may be recorded: it only writes in place."""
         stage, optim = self.stage, self.stage.config.optim
         count = len(batch.index)
         micro = optim.micro_batch or count
@@ -83,24 +102,21 @@ class Trainee:
             loss = stage_loss(stage, part, rng, dropout).loss.sum() / count
             loss.backward()
             total += loss.detach()
-        self._update(total, lr * self.lr_scale)
-        self.ema.update(self.params, self.images_seen, self.images_seen + count)
-        self.images_seen += count
+        self._update(total)
 
-    def _update(self, loss: Tensor, lr: float) -> None:
+    def _update(self, loss: Tensor) -> None:
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
         clip = self.stage.config.optim.grad_clip
         if clip > 0:
             torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
-        self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel on the device
         self.optimizer.step()
-        self.muon.step(lr, bad)
+        self.muon.step(self.lr, bad)
         self.skipped += bad
-        self.bad_run = (self.bad_run + 1) * bad
-        self.max_bad_run = torch.maximum(self.max_bad_run, self.bad_run)
+        self.bad_run.add_(1).mul_(bad)
+        torch.maximum(self.max_bad_run, self.bad_run, out=self.max_bad_run)
         good = 1 - bad
         self.loss_sum += torch.where(bad > 0, 0.0, loss)
         self.norm_sum += torch.where(bad > 0, 0.0, norm)
