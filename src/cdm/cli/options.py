@@ -35,12 +35,14 @@ class Train:
     """Budget in images seen per stage, instead of minutes."""
     sizes: Annotated[str | None, _may("A,B,..")] = None
     """Stage sizes from the base up, as 16,64 (default: from the data)."""
+    batch_size: Annotated[str | None, _may("A,B,..")] = None
+    """Images per update, of all or of each stage (default: the recipe's)."""
     stage: Annotated[int | None, _may("K")] = None
     """Train this stage alone; 0 is the base."""
     val: Annotated[str | None, _may("DATA")] = None
     """Images to validate on (default: a held-out share)."""
     val_fraction: Annotated[float, _may("F")] = 0.05
-    """Held-out share, chosen by file name."""
+    """Held-out share, chosen by content."""
     channels: Annotated[int, _may("N")] = 3
     """3 colour, 1 grey (16 bits are kept), or more (.npy)."""
     flip: Annotated[bool, _may()] = False

@@ -7,7 +7,7 @@ from cdm.cli.paths import user_path
 from cdm.cli.say import say
 from cdm.config import CascadeConfig, DataConfig
 from cdm.data.plan import check_sizes
-from cdm.pipeline.request import TrainRequest
+from cdm.pipeline.request import TrainRequest, parse_numbers
 from cdm.recipes import SIZES, check_recipe, make_config
 from cdm.recipes.facts import Facts
 
@@ -21,6 +21,7 @@ def run_train(options: Train, command: str) -> None:
         sizes=None if options.sizes is None else check_sizes(options.sizes),
         images=options.images,
         minutes=options.minutes,
+        batch_size=_batch_size(options.batch_size),
         stage=options.stage,
         val=options.val,
         val_fraction=options.val_fraction,
@@ -56,3 +57,8 @@ def run_train(options: Train, command: str) -> None:
         train(prepared, say)
     except Stopped as stopped:
         raise KeyboardInterrupt(f"stopped and saved; go on with the same command: {command}") from stopped
+
+
+def _batch_size(text: str | None) -> tuple[int, ...] | None:
+    numbers = parse_numbers(text, int, "batch-size", "256 or 256,128")
+    return None if numbers is None else tuple(numbers)

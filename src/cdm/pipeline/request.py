@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from cdm.config import CascadeConfig
 from cdm.errors import UserError
 
 
@@ -20,6 +21,7 @@ class TrainRequest:
     sizes: tuple[int, ...] | None = None
     images: int | None = None
     minutes: float | None = None
+    batch_size: tuple[int, ...] | None = None
     stage: int | None = None
     val: str | None = None
     val_fraction: float = 0.05
@@ -37,10 +39,9 @@ class TrainRequest:
 
     def fixed(self) -> dict[str, Any]:
         """The options that make the run what it is; a second call must repeat them."""
-        names = ("recipe", "sizes", "val", "val_fraction", "channels", "flip", "balanced", "seed", "checkpoint_images")
-        options = {name: getattr(self, name) for name in names}
-        options["sizes"] = None if self.sizes is None else list(self.sizes)
-        return options
+        names = ("recipe", "sizes", "batch_size", "val", "val_fraction", "channels", "flip", "balanced", "seed")
+        options = {name: getattr(self, name) for name in (*names, "checkpoint_images")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
     def __post_init__(self) -> None:
         for name, place in (("DATA", self.data), ("--out", str(self.out)), ("--val", self.val or "")):
@@ -59,6 +60,8 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+        if self.batch_size is not None and min(self.batch_size) < 1:
+            raise UserError(f"--batch-size is {_shown(self.batch_size)}; expected at least 1 image per update.")
         if self.channels < 1:
             raise UserError(f"--channels is {self.channels}; expected 1 (grey), 3 (colour) or more.")
         if not 0 <= self.val_fraction < 1:
@@ -82,6 +85,23 @@ def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list
     except ValueError as error:
         number = "whole numbers" if kind is int else "numbers"
         raise UserError(f"--{flag} is {text!r}; expected {number} separated by commas, as {example}.") from error
+
+
+def with_batch_size(config: CascadeConfig, batch_size: tuple[int, ...] | None) -> CascadeConfig:
+    """The recipe's stages at other batch sizes, one for all or one for each; their learning rates stay."""
+    if batch_size is None:
+        return config
+    count = len(config.stages)
+    if len(batch_size) not in (1, count):
+        raise UserError(
+            f"--batch-size has {len(batch_size)} numbers; expected one, or one for each of the {count} stages."
+        )
+    sizes = batch_size * count if len(batch_size) == 1 else batch_size
+    stages = (
+        replace(stage, optim=replace(stage.optim, batch_size=own))
+        for stage, own in zip(config.stages, sizes, strict=True)
+    )
+    return replace(config, stages=tuple(stages))
 
 
 def check_place(request: TrainRequest) -> None:
