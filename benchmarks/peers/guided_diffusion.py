@@ -1,0 +1,125 @@
+"""OpenAI's guided-diffusion (the ADM paper's code) as a contender, from a folder that the caller brings.
+
+Only its modules unet, nn, fp16_util and what they import are loaded.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peers.cases import Case, Contender, inputs, wake
+
+EMA_RATE = 0.9999  # its default
+
+
+def commit(folder: Path) -> str:
+    """The commit of the folder, or "unknown"."""
+    note = folder / "COMMIT"
+    if note.exists():
+        return note.read_text().strip()
+    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def build(folder: Path, case: Case, *, fp16: bool = False) -> nn.Module:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    unet: Any = import_module("guided_diffusion.unet")
+    return unet.UNetModel(
+        image_size=case.size,
+        in_channels=3,
+        model_channels=case.width,
+        out_channels=3,
+        num_res_blocks=case.blocks,
+        attention_resolutions=tuple(case.size // side for side in case.attention),
+        channel_mult=case.multipliers,
+        num_head_channels=case.head_channels,
+        use_scale_shift_norm=True,
+        resblock_updown=case.residual,
+        use_new_attention_order=True,
+        use_fp16=fp16,
+    )
+
+
+def copy_into(ours: nn.Module, peer: Any) -> None:
+    """The peer's weights into our net, and its 32 groups."""
+    for module in ours.modules():
+        if hasattr(module, "groups") and type(module).__name__ == "Norm":
+            module.groups = 32  # type: ignore[assignment]
+    theirs = [layer for block in peer.input_blocks for layer in block][1:]
+    theirs += [layer for block in (peer.middle_block, *peer.output_blocks) for layer in block]
+    own: list[Any] = []
+    for block in (*ours.encoder, *ours.middle, *ours.decoder):  # type: ignore[misc]
+        parts = [block] if not hasattr(block, "res") else [block.res, *([block.attention] if block.attention else [])]
+        own += parts
+    pairs: list[tuple[Any, Any]] = [
+        (ours.first, peer.input_blocks[0][0]),
+        (ours.embed_noise.hidden, peer.time_embed[0]),  # type: ignore[union-attr]
+        (ours.embed_noise.out, peer.time_embed[2]),  # type: ignore[union-attr]
+        (ours.norm, peer.out[0]),
+        (ours.last, peer.out[2]),
+    ]
+    for a, b in zip(own, theirs, strict=True):
+        if hasattr(b, "in_layers"):
+            pairs += [
+                (a.norm_in, b.in_layers[0]),
+                (a.conv_in, b.in_layers[2]),
+                (a.modulation, b.emb_layers[1]),
+                (a.norm_out, b.out_layers[0]),
+                (a.conv_out, b.out_layers[3]),
+            ]
+            if isinstance(b.skip_connection, nn.Conv2d):
+                pairs.append((a.skip, b.skip_connection))
+        elif hasattr(b, "qkv"):
+            pairs += [(a.norm, b.norm), (a.qkv, b.qkv), (a.out, b.proj_out)]
+        else:
+            pairs.append((a.conv, b.conv if hasattr(b, "conv") else b.op))
+    with torch.no_grad():
+        for a, b in pairs:
+            for name in ("weight", "bias"):
+                getattr(a, name).copy_(getattr(b, name).reshape(getattr(a, name).shape))
+
+
+def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Contender:
+    """``mode``: "documented" (float32, its own fp16 on a GPU) or "best" (bf16 autocast, channels-last, fused AdamW)."""
+    documented = mode == "documented"
+    fp16 = documented and device.type == "cuda"
+    util: Any
+    net = build(folder, case, fp16=fp16)
+    util = import_module("guided_diffusion.fp16_util")
+    nn_util: Any = import_module("guided_diffusion.nn")
+    wake(net)
+    net.to(device)
+    if not documented:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, told, target = inputs(case, device)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=not documented)
+    trainer = util.MixedPrecisionTrainer(model=net, use_fp16=fp16, fp16_scale_growth=1e-3, initial_lg_loss_scale=10.0)
+    optimizer = torch.optim.AdamW(trainer.master_params, lr=1e-4, fused=None if documented else True)
+    averages = [p.detach().clone() for p in trainer.master_params]
+
+    def train() -> None:
+        trainer.zero_grad()
+        with amp:  # around the backward pass too: its attention is computed again there, always
+            out = net(x, told)
+            trainer.backward((out.float() - target).square().mean())
+        trainer.optimize(optimizer)
+        if documented:
+            nn_util.update_ema(averages, trainer.master_params, rate=EMA_RATE)
+        else:
+            torch._foreach_lerp_(averages, [p.detach() for p in trainer.master_params], 1 - EMA_RATE)
+
+    @torch.no_grad()
+    def forward() -> object:
+        with amp:
+            return net(x, told)
+
+    name = f"guided-diffusion, {('fp16' if fp16 else 'float32, as documented') if documented else 'bf16 channels-last'}"
+    return Contender(name, train, forward, net, case.batch)
