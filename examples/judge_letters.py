@@ -237,9 +237,10 @@ def judge_run(
     results["nearest_training_image"] = copies(final[:count], to_float(real), to_float(training))
     if n_collapse:
         generated = ((at_judge_size(final) + 1) * 127.5).round().to(torch.uint8).to(cascade.device)
-        pupil = train_classifier(generated, labels.to(cascade.device), epochs=EPOCHS * meta["images"] // len(labels), seed=seed)
+        epochs = EPOCHS * meta["images"] // len(labels)
+        pupil = train_classifier(generated, labels.to(cascade.device), epochs=epochs, seed=seed).cpu()
         real_small = ((at_judge_size(to_float(real)) + 1) * 127.5).round().to(torch.uint8)
-        results["trained_on_generated"] = {"images": len(labels), "accuracy": accuracy(pupil.cpu(), real_small, real_labels)}
+        results["trained_on_generated"] = {"images": len(labels), "accuracy": accuracy(pupil, real_small, real_labels)}
     print(json.dumps({key: value for key, value in results.items() if key != "per_class"}, indent=2))
     write_atomic(out, json.dumps(results, indent=2).encode() + b"\n")
 
