@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,3 +58,20 @@ def wake(net: nn.Module) -> None:
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * (0.02 if p.ndim > 1 else 0.1) + (p.ndim == 1) * 0.5)
+
+
+def layers(net: Any) -> list[Any]:
+    """Residual blocks, attentions and resampling layers of our net, in the order in which they run."""
+    found: list[Any] = []
+    for block in (*net.encoder, *net.middle, *net.decoder):
+        is_block = hasattr(block, "res")
+        found += [block.res, *([block.attention] if block.attention else [])] if is_block else [block]
+    return found
+
+
+@torch.no_grad()
+def copy_pairs(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Weight and bias of the second of each pair into the first."""
+    for own, theirs in pairs:
+        for name in ("weight", "bias"):
+            getattr(own, name).copy_(getattr(theirs, name).reshape(getattr(own, name).shape))

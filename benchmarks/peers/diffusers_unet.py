@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peers.cases import Case, Contender, inputs, wake
+from peers.cases import Case, Contender, copy_pairs, inputs, layers, wake
 
 EMA_RATE = 0.9999
 
@@ -39,19 +39,13 @@ def build(case: Case) -> nn.Module:
 
 
 def copy_into(ours: nn.Module, peer: Any) -> None:
-    """The peer's weights into our net, and its 32 groups."""
-    for module in ours.modules():
-        if hasattr(module, "groups") and type(module).__name__ == "Norm":
-            module.groups = 32  # type: ignore[assignment]
+    """The peer's weights into our net."""
     theirs: list[Any] = []
     for block in peer.down_blocks:
         theirs += _layers(block, getattr(block, "downsamplers", None))
     theirs += [peer.mid_block.resnets[0], peer.mid_block.attentions[0], peer.mid_block.resnets[1]]
     for block in peer.up_blocks:
         theirs += _layers(block, getattr(block, "upsamplers", None))
-    own: list[Any] = []
-    for block in (*ours.encoder, *ours.middle, *ours.decoder):  # type: ignore[misc]
-        own += [block] if not hasattr(block, "res") else [block.res, *([block.attention] if block.attention else [])]
     pairs: list[tuple[Any, Any]] = [
         (ours.first, peer.conv_in),
         (ours.embed_noise.hidden, peer.time_embedding.linear_1),  # type: ignore[union-attr]
@@ -59,7 +53,7 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
         (ours.norm, peer.conv_norm_out),
         (ours.last, peer.conv_out),
     ]
-    for a, b in zip(own, theirs, strict=True):
+    for a, b in zip(layers(ours), theirs, strict=True):
         if hasattr(b, "conv1"):
             pairs += [
                 (a.norm_in, b.norm1),
@@ -77,10 +71,7 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
                 a.qkv.bias.copy_(torch.cat([b.to_q.bias, b.to_k.bias, b.to_v.bias]))
         else:
             pairs.append((a.conv, b.conv))
-    with torch.no_grad():
-        for a, b in pairs:
-            for name in ("weight", "bias"):
-                getattr(a, name).copy_(getattr(b, name).reshape(getattr(a, name).shape))
+    copy_pairs(pairs)
 
 
 def _layers(block: Any, resamplers: Any) -> list[Any]:

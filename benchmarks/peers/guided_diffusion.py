@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peers.cases import Case, Contender, inputs, wake
+from peers.cases import Case, Contender, copy_pairs, inputs, layers, wake
 
 EMA_RATE = 0.9999  # its default
 
@@ -49,16 +49,9 @@ def build(folder: Path, case: Case, *, fp16: bool = False) -> nn.Module:
 
 
 def copy_into(ours: nn.Module, peer: Any) -> None:
-    """The peer's weights into our net, and its 32 groups."""
-    for module in ours.modules():
-        if hasattr(module, "groups") and type(module).__name__ == "Norm":
-            module.groups = 32  # type: ignore[assignment]
+    """The peer's weights into our net."""
     theirs = [layer for block in peer.input_blocks for layer in block][1:]
     theirs += [layer for block in (peer.middle_block, *peer.output_blocks) for layer in block]
-    own: list[Any] = []
-    for block in (*ours.encoder, *ours.middle, *ours.decoder):  # type: ignore[misc]
-        parts = [block] if not hasattr(block, "res") else [block.res, *([block.attention] if block.attention else [])]
-        own += parts
     pairs: list[tuple[Any, Any]] = [
         (ours.first, peer.input_blocks[0][0]),
         (ours.embed_noise.hidden, peer.time_embed[0]),  # type: ignore[union-attr]
@@ -66,7 +59,7 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
         (ours.norm, peer.out[0]),
         (ours.last, peer.out[2]),
     ]
-    for a, b in zip(own, theirs, strict=True):
+    for a, b in zip(layers(ours), theirs, strict=True):
         if hasattr(b, "in_layers"):
             pairs += [
                 (a.norm_in, b.in_layers[0]),
@@ -81,10 +74,7 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
             pairs += [(a.norm, b.norm), (a.qkv, b.qkv), (a.out, b.proj_out)]
         else:
             pairs.append((a.conv, b.conv if hasattr(b, "conv") else b.op))
-    with torch.no_grad():
-        for a, b in pairs:
-            for name in ("weight", "bias"):
-                getattr(a, name).copy_(getattr(b, name).reshape(getattr(a, name).shape))
+    copy_pairs(pairs)
 
 
 def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Contender:

@@ -124,7 +124,7 @@ def test_figures_of_another_method_are_computed_again(evaluated, real, own, cach
              tmp_path / "o")  # fmt: skip
     succeeded(run_here(*again))
     (before,) = values(tmp_path / "o").values()
-    monkeypatch.setattr("cdm.pipeline.image_source.METHOD", 2)
+    monkeypatch.setattr("cdm.pipeline.image_source.METHOD", -1)
     monkeypatch.setattr("cdm.pipeline.evaluate_figures.kid", lambda *given: replace(kid(*given), value=before + 1))
     succeeded(run_here(*again))
     assert list(values(tmp_path / "o").values()) == [before + 1]
