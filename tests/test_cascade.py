@@ -375,7 +375,11 @@ def test_settings_are_the_runs_own_with_what_is_given_over_them(rough):
         ({"aug_level": 1.5}, "augmentation level 1.5 is out of range"),
         ({"aug_level": [0.0, -0.1]}, "augmentation level -0.1 is out of range"),
         ({"aug_level": math.nan}, "augmentation level nan is out of range"),
-        ({"sampler": "dppm"}, "unknown sampler 'dppm'; expected one of dpmpp, ddim, ddpm, ddpm_large"),
+        ({"sampler": "dppm"}, "unknown sampler 'dppm'; expected one of dpmpp, dpmpp_sde, ddim, ddpm, ddpm_large, heun"),
+        ({"sampler": "ddpm,ddim"}, "got 2 names of a sampler; expected one, or one for each of the 3 stages"),
+        ({"grid": "even"}, "unknown grid 'even'; expected one of logsnr, edm, cosine"),
+        ({"grid": "tuned"}, "unknown grid 'tuned'"),  # as long as nothing is tuned
+        ({"threshold": 0.3}, "got the threshold 0.3; expected 0 (none), or a percentile from 0.5 to 1"),
         ({"hand_over": "cut"}, "unknown hand-over 'cut'; expected non_truncated or truncated"),
     ],
 )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,16 +24,11 @@ from cdm.errors import UserError
 from cdm.noise.schedule import AUG_LOGSNR_MAX
 from cdm.rng import Purpose, Rng
 from cdm.runtime import choose_device, choose_dtype
-from cdm.samplers import SAMPLERS
-from cdm.samplers.grid import make_grid
+from cdm.samplers import SAMPLERS, num_evaluations
+from cdm.samplers.base import clip_dynamically, clip_to_range
+from cdm.settings import make_settings, of_stage, stage_grid
 from cdm.stage import Stage, build_stage, check_config, load_weights
 from cdm.types import Cond, Image, Labels
-
-DEFAULT_STEPS = (32, 16)
-"""Network evaluations of the base, and of each SR stage."""
-DEFAULT_AUG_LEVEL = 0.2
-MAX_STEPS = 100_000
-"""Where a stage's noise levels are continuous; a table has its own number."""
 
 StageImage = Float[Tensor, "b c _ _"]
 """A batch of images of one stage among those of others, of another size."""
@@ -105,31 +102,10 @@ class Cascade:
         """Names the weights of every stage."""
         return "-".join(stage.hash for stage in self.stages)
 
-    def settings(
-        self,
-        *,
-        steps: Sequence[int] | None = None,
-        sampler: str | None = None,
-        aug_level: float | Sequence[float] | None = None,
-        hand_over: str | None = None,
-        clip: bool | None = None,
-    ) -> SamplingConfig:
-        """The run's sampling defaults with what is given put over them, one entry per stage; wrong ones are
-        ``UserError``."""
-        own = self.config.sampling
-        name = sampler or own.sampler
-        if name not in SAMPLERS:
-            raise UserError(f"unknown sampler {name!r}; expected one of {', '.join(SAMPLERS)}.")
-        hand = hand_over or own.hand_over
-        if hand not in ("non_truncated", "truncated"):
-            raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
-        return SamplingConfig(
-            sampler=name,  # type: ignore[arg-type]
-            steps=_steps(self.config, steps),
-            aug_level=_aug_levels(self.config, aug_level),
-            hand_over=hand,  # type: ignore[arg-type]
-            clip=own.clip if clip is None else clip,
-        )
+    def settings(self, **asked: Any) -> SamplingConfig:
+        """The run's sampling defaults with what is given put over them, one entry per stage: ``steps``, ``sampler``,
+        ``grid``, ``aug_level``, ``hand_over``, ``clip``, ``threshold``. See ``settings.make_settings``."""
+        return make_settings(self.config, **asked)
 
     @torch.no_grad()
     def sample(
@@ -141,6 +117,8 @@ class Cascade:
         settings: SamplingConfig | None = None,
         steps: Sequence[int] | None = None,
         sampler: str | None = None,
+        grid: str | None = None,
+        threshold: float | None = None,
         aug_level: float | Sequence[float] | None = None,
         hand_over: str | None = None,
         stop_after: int | None = None,
@@ -153,7 +131,7 @@ class Cascade:
         labels: class index per image; None for the null label (or a model without classes).
         seeds: one number per image; it alone decides the image's noise, so neither the label nor the batch matters.
             None: 0, 1, 2, ...
-        settings: from ``settings()``; or else give its keywords ``steps``, ``sampler``, ``aug_level``, ``hand_over``.
+        settings: from ``settings()``; or else give its keywords, ``steps`` to ``hand_over``.
         stop_after: the last stage to run; None: all.
         low_res: clean images ``[B, C, h, w]`` in [-1, 1] at the base's resolution, put in place of the base's own (the
             SR stages run on them).
@@ -161,11 +139,12 @@ class Cascade:
         Raises:
             UserError: anything that cannot work; found before the first network evaluation.
         """
-        own = {"steps": steps, "sampler": sampler, "aug_level": aug_level, "hand_over": hand_over}
+        own: dict[str, Any] = {"steps": steps, "sampler": sampler, "grid": grid, "threshold": threshold}
+        own |= {"aug_level": aug_level, "hand_over": hand_over}
         if settings is not None and (given_too := [name for name, value in own.items() if value is not None]):
             raise UserError(f"got both settings and {given_too[0]}; expected one of them: put {given_too[0]} into it.")
         if settings is None:
-            settings = self.settings(steps=steps, sampler=sampler, aug_level=aug_level, hand_over=hand_over)
+            settings = self.settings(**own)
         last = len(self.stages) - 1 if stop_after is None else stop_after
         if not 0 <= last < len(self.stages):
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
@@ -244,7 +223,7 @@ class Cascade:
             handed = None if stop is None else (ran.x_t, ran.logsnr)
             images.append(ran.image)
             evaluations.append(ran.evaluations)
-            saved.append(steps - ran.evaluations)
+            saved.append(max(0, steps - ran.evaluations))  # Heun's one step to a finite end takes two
         return tuple(images), tuple(evaluations), tuple(saved)
 
     def _truncation(self, stage: Stage, settings: SamplingConfig) -> float | None:
@@ -295,53 +274,6 @@ def _integers(name: str, values: object) -> Int64[Tensor, " b"]:
     return given.to(torch.int64)
 
 
-def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
-    """Network evaluations per stage: those asked for from the base up, then the run's own."""
-    stages = config.stages
-    most = [s.schedule.num_timesteps if s.schedule.kind.endswith("_table") else MAX_STEPS for s in stages]
-    usual = (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (len(stages) - 1)
-    default = config.sampling.steps or tuple(map(min, usual, most))
-    if isinstance(asked, int | float | str) or any(not isinstance(count, int) for count in asked or ()):
-        raise UserError(f"got the steps {asked!r}; expected whole numbers, from the base up, as (32, 16).")
-    given = default if asked is None else tuple(asked)
-    if not 0 < len(given) <= len(stages):
-        raise UserError(
-            f"got {len(given)} numbers of steps for {len(stages)} stages; expected one per stage from the base up, "
-            f"as {','.join(map(str, default))}."
-        )
-    given += default[len(given) :]
-    for stage, count, limit in zip(stages, given, most, strict=True):
-        if not 1 <= count <= limit:
-            raise UserError(f"got {count} steps for the stage at {stage.size}; expected 1 to {limit}.")
-    return given
-
-
-def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
-    """One augmentation level per SR stage, each inside what its stage was trained at."""
-    stages = config.stages[1:]
-    if asked is not None and not any(stage.augmentation.kind == "gaussian" for stage in stages):
-        raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
-    if asked is None:
-        asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
-    try:
-        levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
-    except (TypeError, ValueError):
-        raise UserError(f"got the augmentation level {asked!r}; expected numbers from 0 to 1.") from None
-    if len(levels) != len(stages):
-        raise UserError(
-            f"got {len(levels)} augmentation levels for {len(stages)} SR stages; give one, or one for each."
-        )
-    for stage, level in zip(stages, levels, strict=True):
-        if not 0 <= level <= 1:
-            raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
-        if stage.augmentation.kind == "gaussian" and level > stage.augmentation.level_max:
-            raise UserError(
-                f"augmentation level {level} is more noise than the stage at {stage.size} was trained with; "
-                f"expected at most {stage.augmentation.level_max:g}."
-            )
-    return levels
-
-
 @dataclass(frozen=True)
 class StageRun:
     """What one stage made. ``image``: x0_hat of the last step, quantised as saved files are; ``x_t`` at ``logsnr``: the
@@ -367,27 +299,21 @@ def run_stage(
     """Sample one stage. All noise is a function of (seed of the image, stage, step)."""
     rng = Rng(0, stage.index)
     seeds = seeds.to(next(stage.net.parameters()).device)
-    table = stage.denoiser.table
-    # ancestral sampling of a table takes every so many of its entries, as trained (Nichol & Dhariwal 2021, section 4)
-    spacing = "index" if table is not None and settings.sampler.startswith("ddpm") else "logsnr"
-    grid = make_grid(*stage.denoiser.logsnr_range, steps, table=table, stop_at=stop_at, spacing=spacing)
+    sampler = of_stage(settings.sampler, stage.index)
+    grid = stage_grid(stage, settings, steps, stop_at)
+    clip = clip_to_range if not settings.threshold else partial(clip_dynamically, percentile=settings.threshold)
 
     def noise(i: int) -> Image:
         return rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=i)
 
-    def clip(x0: Image) -> Image:
-        return x0.clamp(-1, 1)
-
     x = rng.normal(Purpose.START_NOISE, seeds, stage.shape)
     step = None
-    for step in SAMPLERS[settings.sampler](
-        stage.denoiser, x, grid, cond, clip=clip if settings.clip else None, noise=noise
-    ):
+    for step in SAMPLERS[sampler](stage.denoiser, x, grid, cond, clip=clip if settings.clip else None, noise=noise):
         if progress is not None:
             progress(stage.index, step.i + 1, len(grid) - 1, step.x0_hat)
     assert step is not None
     final = step.x0_hat if stop_at is not None else step.x_t
-    return StageRun(quantise(final, stage.levels), step.x_t, step.logsnr, len(grid) - 1)
+    return StageRun(quantise(final, stage.levels), step.x_t, step.logsnr, num_evaluations(sampler, grid))
 
 
 @dataclass(frozen=True)

@@ -173,10 +173,18 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Defaults of ``cdm sample``. One entry of ``steps`` per stage from the base up; of ``aug_level`` per SR stage."""
+    """Defaults of ``cdm sample``. One entry of ``steps`` per stage from the base up; of ``aug_level`` per SR stage.
 
-    sampler: Literal["dpmpp", "ddim", "ddpm", "ddpm_large"] = "dpmpp"
+    sampler, grid: a name for all stages, or one for each, separated by commas.
+    levels: log-SNRs of each stage whose grid is "tuned", rising; the last evaluation goes to +inf.
+    threshold: 0 clips the estimates of x0 to [-1, 1] (if ``clip``); else the percentile of dynamic thresholding.
+    """
+
+    sampler: str = "dpmpp"
     steps: tuple[int, ...] = ()
+    grid: str = "logsnr"
+    levels: tuple[tuple[float, ...], ...] = ()
+    threshold: float = 0.0
     aug_level: tuple[float, ...] = ()
     hand_over: Literal["non_truncated", "truncated"] = "non_truncated"
     clip: bool = True

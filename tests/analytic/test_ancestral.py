@@ -1,6 +1,7 @@
 """Ancestral sampling on Gaussian data: the sampler is affine in its noises, so its law is known without Monte Carlo."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -8,15 +9,18 @@ import torch
 from tests.analytic.exact import GaussianDenoiser
 
 from cdm.noise.schedule import cosine_table
-from cdm.samplers import ddpm, drain, make_grid
+from cdm.samplers import ddpm, dpmpp_sde, drain, heun, make_grid
 from cdm.types import Cond
 
 START, END, MEAN = -8.0, 6.0, 0.3
 COUNTS = [1, 2, 5, 20, 100]
 
 
-def law(denoiser, grid, variance, start_mean, start_var):
-    """Mean and variance of the output, from the sampler's response to each of its noises, one per image of a batch."""
+def law(denoiser, grid, sampler, start_mean, start_var):
+    """Mean and variance of the output, from the sampler's response to each of its noises, one per image of a batch.
+
+    sampler: or the variance of ``ddpm``.
+    """
     steps = len(grid) - 1
     count = steps + 2  # no input at all; x alone; the noise of each step alone
     x = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
@@ -27,7 +31,9 @@ def law(denoiser, grid, variance, start_mean, start_var):
         unit[2 + i] = 1
         return unit
 
-    out = drain(ddpm(denoiser, x, grid, Cond(), noise=noise, variance=variance)).flatten()
+    if isinstance(sampler, str):
+        sampler = partial(ddpm, variance=sampler)
+    out = drain(sampler(denoiser, x, grid, Cond(), noise=noise)).flatten()
     factors = out[1:] - out[0]
     return (out[0] + factors[0] * start_mean).item(), (factors[0] ** 2 * start_var + (factors[1:] ** 2).sum()).item()
 
@@ -103,3 +109,30 @@ def test_fixed_variances_are_optimal_for_their_own_data(variance):
     grid = torch.linspace(START, END, 4, dtype=torch.float64)
     got = law(GaussianDenoiser((MEAN, std)), grid, variance, *data_law(START, std))
     assert got == pytest.approx(data_law(END, std), rel=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize(
+    ("sampler", "order"), [(dpmpp_sde, 2), (partial(heun, churn=0.5, noise_scale=1.0), 2), (ddpm, 1)]
+)
+def test_mean_and_variance_converge_at_their_order(sampler, order, std):
+    """The larger of both errors, the steps being doubled."""
+    exact = data_law(END, std)
+    counts, errors = (100, 200, 400), []
+    for count in counts:
+        grid = torch.linspace(START, END, count + 1, dtype=torch.float64)
+        got = law(GaussianDenoiser((MEAN, std)), grid, sampler, *data_law(START, std))
+        errors.append(max(abs(a - b) for a, b in zip(got, exact, strict=True)))
+    slope = -math.log(errors[-1] / errors[0]) / math.log(counts[-1] / counts[0])
+    assert slope == pytest.approx(order, abs=0.35), errors
+
+
+def test_the_first_step_of_the_sde_solver_is_ancestral():
+    grid = torch.tensor([START, 0.0, END], dtype=torch.float64)
+    laws = [
+        law(GaussianDenoiser((MEAN, 0.5)), cut, sampler, *data_law(START, 0.5))
+        for cut in (grid[:2], grid)
+        for sampler in (dpmpp_sde, "small")
+    ]
+    assert laws[0] == pytest.approx(laws[1], rel=1e-12)
+    assert laws[2] != pytest.approx(laws[3], rel=1e-3)

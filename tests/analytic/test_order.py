@@ -10,7 +10,7 @@ from cdm.noise.schedule import COSINE
 from cdm.samplers import SAMPLERS, drain
 from cdm.types import Cond
 
-ORDER = {"ddim": 1, "dpmpp": 2}
+ORDER = {"ddim": 1, "dpmpp": 2, "heun": 2}
 START, END = -6.0, 6.0
 MEAN, STD = 0.3, 0.5
 

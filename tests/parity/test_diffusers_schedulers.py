@@ -22,7 +22,7 @@ import torch
 from tests.analytic.exact import FunctionDenoiser, random_mixture
 
 from cdm.noise.schedule import cosine_table, linear_table
-from cdm.samplers import ddim, ddpm, dpmpp
+from cdm.samplers import ddim, ddpm, dpmpp, dpmpp_sde
 from cdm.types import Cond
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is only an oracle: install the extra [dev]")
@@ -59,11 +59,13 @@ def build(name, table, count, **options):
     return scheduler, grid
 
 
-def theirs(scheduler, table, model_output, **options):
-    """Their loop: evaluate, step, repeat. Yields x after every step."""
+def theirs(scheduler, table, model_output, *, draw=None, **options):
+    """Their loop: evaluate, step, repeat. Yields x after every step. ``draw``: the noise of each step."""
     x = normals(0)
     for timestep in scheduler.timesteps:
         prediction = MIXTURE(x, TABLES[table][timestep].expand(len(x)), Cond())
+        if draw is not None:
+            options["variance_noise"] = draw()
         x = scheduler.step(model_output(prediction), timestep, x, **options, return_dict=False)[0]
         yield x
 
@@ -142,13 +144,14 @@ def test_ancestral_with_learned_variance(table, count, monkeypatch):
 
 @every_count
 @every_table
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
-def test_dpm_solver_pp_2m(table, count, prediction, float64_steps):
+def test_dpm_solver_pp_2m(table, count, prediction, algorithm, float64_steps):
     scheduler, grid = build(
         "DPMSolverMultistepScheduler",
         table,
         count,
-        algorithm_type="dpmsolver++",
+        algorithm_type=algorithm,
         solver_order=2,
         solver_type="midpoint",
         lower_order_final=True,
@@ -158,4 +161,10 @@ def test_dpm_solver_pp_2m(table, count, prediction, float64_steps):
     float64_steps()
     assert np.all(scheduler.timesteps.numpy() > 0)
     output = {"epsilon": lambda p: p.eps, "sample": lambda p: p.x0}[prediction]
-    compare(dpmpp(MIXTURE, normals(0), grid, Cond()), theirs(scheduler, table, output))
+    if algorithm == "dpmsolver++":
+        compare(dpmpp(MIXTURE, normals(0), grid, Cond()), theirs(scheduler, table, output))
+        return
+    noises = iter(range(1, count + 1))
+    draws = lambda: normals(next(noises))  # noqa: E731
+    reference = theirs(scheduler, table, output, draw=draws)
+    compare(dpmpp_sde(MIXTURE, normals(0), grid, Cond(), noise=lambda i: normals(i + 1)), reference)

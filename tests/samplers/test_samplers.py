@@ -9,7 +9,7 @@ from tests.analytic.exact import FunctionDenoiser, GaussianDenoiser, random_mixt
 
 from cdm.errors import UserError
 from cdm.noise.process import eps_from_x0, posterior
-from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp, drain, make_grid
+from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp, drain, heun, make_grid
 from cdm.types import Cond, Prediction
 
 MIXTURE = random_mixture()
@@ -142,6 +142,45 @@ def test_the_second_order_step_looks_half_a_step_ahead():
     ahead = (1 + 1 / (2 * r)) * second.x0_hat - 1 / (2 * r) * first.x0_hat
     expected = sigma / sigma_before * first.x_t - alpha * (math.exp(-h) - 1) * ahead
     torch.testing.assert_close(second.x_t, expected, rtol=0, atol=1e-12)
+
+
+def test_a_churned_heun_step_is_that_of_the_paper():
+    """Karras et al. 2022, algorithm 2, written out for x_t / alpha over its sigma, and algorithm 1 without churn."""
+    z, values = normals(9), [-1.0, 0.5]
+
+    def estimate(y, sigma):
+        level = torch.full((3,), -2 * math.log(sigma), dtype=torch.float64)
+        return MIXTURE(y * (1 + sigma**2) ** -0.5, level, Cond()).x0
+
+    for churn in (0.0, 0.3):
+        x, grid = normals(0), torch.tensor([-4.0, *values], dtype=torch.float64)
+        got = list(heun(MIXTURE, x, grid, Cond(), noise=lambda i: z, churn=churn, noise_scale=1.01))
+        alpha, sigma, level = (1 + math.exp(-values[0])) ** -0.5, math.exp(-values[0] / 2), values[0]
+        y = got[0].x_t / alpha
+        raised = sigma * math.exp(churn * (values[1] - level) / 2)
+        y = y + math.sqrt(raised**2 - sigma**2) * 1.01 * z
+        following = math.exp(-values[1] / 2)
+        slope = (y - estimate(y, raised)) / raised
+        euler = y + (following - raised) * slope
+        second = (euler - estimate(euler, following)) / following
+        expected = (y + (following - raised) * (slope + second) / 2) * (1 + following**2) ** -0.5
+        torch.testing.assert_close(got[1].x_t, expected, rtol=0, atol=1e-12)
+
+
+def test_churn_stays_within_the_grid_and_needs_noise():
+    levels = []
+
+    @FunctionDenoiser
+    def seen(x_t, logsnr, cond):
+        levels.append(logsnr[0].item())
+        return MIXTURE(x_t, logsnr, cond)
+
+    grid = make_grid(-10.0, 9.0, 12)
+    drain(run(partial(heun, churn=5.0), denoiser=seen))
+    assert min(levels) == grid[0] and max(levels) == grid[-2]
+    assert len({*levels} - {*grid.tolist()}) > 4  # raised ones
+    with pytest.raises(UserError, match="churn needs fresh noise"):
+        drain(heun(MIXTURE, normals(0), GRID, Cond(), churn=0.5))
 
 
 def test_ancestral_steps_are_draws_from_the_posterior():

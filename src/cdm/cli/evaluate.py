@@ -52,6 +52,8 @@ def _request(options: Evaluate, command: str) -> EvaluateRequest:
         seed=options.seed,
         steps=None if steps is None else tuple(steps),
         sampler=options.sampler,
+        grid=options.grid,
+        threshold=options.threshold,
         aug_level=None if levels is None else tuple(levels),
         hand_over=options.hand_over,
         weights=options.weights,

@@ -81,8 +81,13 @@ class Sample:
     """The same seed gives the same images."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage from the base up (default: the run's, else 32,16,16)."""
-    sampler: Annotated[str | None, _may("NAME")] = None
-    """dpmpp, ddim, ddpm or ddpm_large (default: the run's, else dpmpp)."""
+    sampler: Annotated[str | None, _may("NAME[,..]")] = None
+    """dpmpp, dpmpp_sde, ddim, ddpm, ddpm_large, heun or heun_churn, for all or
+    each stage (default: the run's, else dpmpp)."""
+    grid: Annotated[str | None, _may("NAME[,..]")] = None
+    """logsnr, edm or cosine, for all or each stage (default: the run's)."""
+    threshold: Annotated[float | None, _may("P")] = None
+    """Dynamic thresholding at this percentile, as 0.995 (default: none)."""
     aug_level: Annotated[str | None, _may("S[,S]")] = None
     """Augmentation level in 0..1: one, or one per SR stage (default: the run's,
     else 0.2)."""
@@ -154,8 +159,12 @@ class Evaluate:
     """Seed of the generated images (default: 0)."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage, as in cdm sample."""
-    sampler: Annotated[str | None, _may("NAME")] = None
-    """dpmpp, ddim, ddpm or ddpm_large, as in cdm sample."""
+    sampler: Annotated[str | None, _may("NAME[,..]")] = None
+    """As in cdm sample."""
+    grid: Annotated[str | None, _may("NAME[,..]")] = None
+    """As in cdm sample."""
+    threshold: Annotated[float | None, _may("P")] = None
+    """As in cdm sample."""
     aug_level: Annotated[str | None, _may("S[,S]")] = None
     """Augmentation level, as in cdm sample."""
     hand_over: Annotated[str | None, _may("HOW")] = None

@@ -39,6 +39,8 @@ def run_sample(options: Sample) -> None:
     settings = asked.settings(
         steps=parse_numbers(options.steps, int, "steps", "32,16"),
         sampler=options.sampler,
+        grid=options.grid,
+        threshold=options.threshold,
         aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,
         hand_over=options.hand_over,
     )
@@ -107,7 +109,19 @@ def _again(options: Sample, path: str) -> None:
 
 def _refuse_settings(options: Sample) -> None:
     """What the file itself tells must not be given beside ``--again``."""
-    told = ("class_names", "num", "seed", "steps", "sampler", "aug_level", "hand_over", "stage", "weights")
+    told = (
+        "class_names",
+        "num",
+        "seed",
+        "steps",
+        "sampler",
+        "grid",
+        "threshold",
+        "aug_level",
+        "hand_over",
+        "stage",
+        "weights",
+    )
     for field in dataclasses.fields(Sample):
         if field.name in told and getattr(options, field.name) != field.default:
             flag = "class" if field.name == "class_names" else field.name.replace("_", "-")

@@ -106,7 +106,7 @@ def _run_config(request: EvaluateRequest) -> CascadeConfig | None:
 
 def _refuse_sampling(request: EvaluateRequest) -> None:
     """Options that only a run can follow."""
-    for flag in ("seed", "steps", "sampler", "aug_level", "hand_over", "weights", "precision"):
+    for flag in ("seed", "steps", "sampler", "grid", "threshold", "aug_level", "hand_over", "weights", "precision"):
         if getattr(request, flag) is not None:
             raise UserError(
                 f"got --{flag.replace('_', '-')}, but {request.subject} is no run folder; expected it where images "
@@ -213,7 +213,8 @@ def _run_images(
     """The run as a source; classes come as often as they do in the real images."""
     asked = Cascade(config, ())
     settings: SamplingConfig = asked.settings(
-        steps=request.steps, sampler=request.sampler, hand_over=request.hand_over,
+        steps=request.steps, sampler=request.sampler, grid=request.grid, threshold=request.threshold,
+        hand_over=request.hand_over,
         aug_level=None if request.aug_level is None else _levels(request.aug_level),
     )  # fmt: skip
     cascade = Cascade.load(

@@ -27,7 +27,7 @@ DEFAULT_NUM = (2048, 10_000)
 class EvaluateRequest:
     """Everything ``cdm evaluate`` takes. Empty ``extractors`` and ``metrics``: all that apply.
 
-    seed, steps, sampler, aug_level, hand_over, weights, precision: of a run; None: as it is by default.
+    seed, steps, sampler, grid, threshold, aug_level, hand_over, weights, precision: of a run; None: its default.
     """
 
     subject: str
@@ -38,6 +38,8 @@ class EvaluateRequest:
     seed: int | None = None
     steps: tuple[int, ...] | None = None
     sampler: str | None = None
+    grid: str | None = None
+    threshold: float | None = None
     aug_level: tuple[float, ...] | None = None
     hand_over: str | None = None
     weights: str | None = None

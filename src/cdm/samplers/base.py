@@ -76,6 +76,18 @@ def levels(grid: Float64[Tensor, " n"]) -> list[float]:
     return values
 
 
+def clip_to_range(x0: Image) -> Image:
+    """Static thresholding: to [-1, 1]."""
+    return x0.clamp(-1, 1)
+
+
+def clip_dynamically(x0: Image, percentile: float) -> Image:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clipped to the ``percentile`` of each image's absolute
+    values where that is over 1, and brought back to [-1, 1]."""
+    limit = torch.quantile(x0.abs().flatten(1).float(), percentile, dim=1).to(x0.dtype).clamp(min=1.0).view(-1, 1, 1, 1)
+    return torch.maximum(torch.minimum(x0, limit), -limit) / limit
+
+
 def evaluate(denoiser: Denoiser, x: Image, logsnr: float, cond: Cond, clip: Clip | None) -> tuple[Image, Prediction]:
     """Clean estimate (clipped if asked) and the whole prediction at one level shared by the batch."""
     prediction = denoiser(x, torch.full((len(x),), logsnr, dtype=x.dtype, device=x.device), cond)

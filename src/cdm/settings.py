@@ -1,0 +1,151 @@
+"""How a cascade is sampled: the run's defaults with what is asked put over them, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cdm.config import CascadeConfig, SamplingConfig
+from cdm.errors import UserError
+from cdm.samplers import SAMPLERS, SPACINGS, make_grid, num_steps
+from cdm.stage import Stage
+
+DEFAULT_STEPS = (32, 16)
+"""Network evaluations of the base, and of each SR stage."""
+DEFAULT_AUG_LEVEL = 0.2
+MAX_STEPS = 100_000
+"""Where a stage's noise levels are continuous; a table has its own number."""
+GRIDS = (*SPACINGS, "tuned")
+HAND_OVERS = ("non_truncated", "truncated")
+
+
+def make_settings(
+    config: CascadeConfig,
+    *,
+    steps: Sequence[int] | None = None,
+    sampler: str | None = None,
+    grid: str | None = None,
+    aug_level: float | Sequence[float] | None = None,
+    hand_over: str | None = None,
+    clip: bool | None = None,
+    threshold: float | None = None,
+) -> SamplingConfig:
+    """The run's sampling defaults with what is given put over them, one entry per stage.
+
+    Args:
+        steps: network evaluations, from the base up; fewer numbers leave the last stages as they are.
+        sampler, grid: a name for all stages, or one for each, separated by commas.
+        aug_level: one, or one for each SR stage.
+        threshold: percentile of dynamic thresholding (Saharia et al. 2022, section 2.3), as 0.995; 0: none.
+
+    Raises:
+        UserError: a name that is not known, a number out of its range, another number of entries than stages.
+    """
+    own = config.sampling
+    hand = hand_over or own.hand_over
+    if hand not in HAND_OVERS:
+        raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
+    tuned = own.levels if steps is None else ()  # levels are of the tuned numbers of steps
+    grids = GRIDS if tuned else SPACINGS
+    usual = own.grid if grid is None and (tuned or "tuned" not in own.grid) else grid or "logsnr"
+    percentile = own.threshold if threshold is None else threshold
+    if percentile and not 0.5 <= percentile <= 1:
+        raise UserError(f"got the threshold {percentile:g}; expected 0 (none), or a percentile from 0.5 to 1 as 0.995.")
+    chosen = _names("grid", usual, grids, config)
+    return SamplingConfig(
+        sampler=_names("sampler", sampler or own.sampler, tuple(SAMPLERS), config),
+        steps=_steps(config, steps),
+        grid=chosen,
+        levels=tuned if "tuned" in chosen else (),
+        threshold=percentile,
+        aug_level=_aug_levels(config, aug_level),
+        hand_over=hand,  # type: ignore[arg-type]
+        clip=own.clip if clip is None else clip,
+    )
+
+
+def of_stage(names: str, index: int) -> str:
+    """The entry of stage ``index`` of a name for all stages, or of one for each."""
+    each = names.split(",")
+    return each[index] if len(each) > 1 else each[0]
+
+
+def stage_grid(stage: Stage, settings: SamplingConfig, steps: int, stop_at: float | None) -> Float64[Tensor, " n"]:
+    """Levels of a stage's sampler for ``steps`` network evaluations, cut at ``stop_at`` for a truncated hand-over."""
+    sampler, spacing = of_stage(settings.sampler, stage.index), of_stage(settings.grid, stage.index)
+    table, schedule = stage.denoiser.table, stage.config.schedule
+    if spacing == "tuned":
+        levels = torch.tensor(settings.levels[stage.index], dtype=torch.float64)
+        end = [math.inf] if stop_at is None else [stop_at]
+        return torch.cat([levels[levels < end[0]], torch.tensor(end, dtype=torch.float64)])
+    if table is not None and sampler.startswith("ddpm") and spacing == "logsnr":
+        spacing = "index"  # every so many entries, as trained (Nichol & Dhariwal 2021, section 4)
+    return make_grid(
+        *stage.denoiser.logsnr_range,
+        num_steps(sampler, steps),
+        table=table,
+        stop_at=stop_at,
+        spacing=spacing,  # type: ignore[arg-type]  # checked by make_settings
+        shift=schedule.shift,
+    )
+
+
+def _names(what: str, given: str, known: Sequence[str], config: CascadeConfig) -> str:
+    each, count = given.split(","), len(config.stages)
+    for name in each:
+        if name not in known:
+            raise UserError(f"unknown {what} {name!r}; expected one of {', '.join(known)}.")
+    if len(each) not in (1, count):
+        raise UserError(f"got {len(each)} names of a {what}; expected one, or one for each of the {count} stages.")
+    return given if len(set(each)) > 1 else each[0]
+
+
+def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
+    """Network evaluations per stage: those asked for from the base up, then the run's own."""
+    stages = config.stages
+    most = [s.schedule.num_timesteps if s.schedule.kind.endswith("_table") else MAX_STEPS for s in stages]
+    usual = (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (len(stages) - 1)
+    default = config.sampling.steps or tuple(map(min, usual, most))
+    if isinstance(asked, int | float | str) or any(not isinstance(count, int) for count in asked or ()):
+        raise UserError(f"got the steps {asked!r}; expected whole numbers, from the base up, as (32, 16).")
+    given = default if asked is None else tuple(asked)
+    if not 0 < len(given) <= len(stages):
+        raise UserError(
+            f"got {len(given)} numbers of steps for {len(stages)} stages; expected one per stage from the base up, "
+            f"as {','.join(map(str, default))}."
+        )
+    given += default[len(given) :]
+    for stage, count, limit in zip(stages, given, most, strict=True):
+        if not 1 <= count <= limit:
+            raise UserError(f"got {count} steps for the stage at {stage.size}; expected 1 to {limit}.")
+    return given
+
+
+def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
+    """One augmentation level per SR stage, each inside what its stage was trained at."""
+    stages = config.stages[1:]
+    if asked is not None and not any(stage.augmentation.kind == "gaussian" for stage in stages):
+        raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
+    if asked is None:
+        asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
+    try:
+        levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
+    except (TypeError, ValueError):
+        raise UserError(f"got the augmentation level {asked!r}; expected numbers from 0 to 1.") from None
+    if len(levels) != len(stages):
+        raise UserError(
+            f"got {len(levels)} augmentation levels for {len(stages)} SR stages; give one, or one for each."
+        )
+    for stage, level in zip(stages, levels, strict=True):
+        if not 0 <= level <= 1:
+            raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
+        if stage.augmentation.kind == "gaussian" and level > stage.augmentation.level_max:
+            raise UserError(
+                f"augmentation level {level} is more noise than the stage at {stage.size} was trained with; "
+                f"expected at most {stage.augmentation.level_max:g}."
+            )
+    return levels
