@@ -218,6 +218,7 @@ class CascadeConfig:
     stages: tuple[StageConfig, ...]
     sampling: SamplingConfig = SamplingConfig()
     sampling_history: tuple[SamplingConfig, ...] = field(default=())
+    qualities: tuple[SamplingConfig, ...] = ()  # fast, balanced and best, of `cdm tune`; empty: not tuned
 
     @property
     def sizes(self) -> tuple[int, ...]:

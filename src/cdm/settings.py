@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float64
@@ -19,6 +20,8 @@ DEFAULT_STEPS = (32, 16)
 DEFAULT_AUG_LEVEL = 0.2
 MAX_STEPS = 100_000
 """Where a stage's noise levels are continuous; a table has its own number."""
+QUALITIES = {"fast": (8, 4), "balanced": DEFAULT_STEPS, "best": (128, 64)}
+"""Evaluations of the base, and of each SR stage, as long as ``cdm tune`` has found nothing better."""
 GRIDS = (*SPACINGS, "tuned")
 HAND_OVERS = ("non_truncated", "truncated")
 
@@ -26,6 +29,7 @@ HAND_OVERS = ("non_truncated", "truncated")
 def make_settings(
     config: CascadeConfig,
     *,
+    quality: str | None = None,
     steps: Sequence[int] | None = None,
     sampler: str | None = None,
     grid: str | None = None,
@@ -37,6 +41,8 @@ def make_settings(
     """The run's sampling defaults with what is given put over them, one entry per stage.
 
     Args:
+        quality: "fast", "balanced" or "best", instead of the defaults: a point that ``cdm tune`` found, or the numbers
+            of evaluations in ``QUALITIES``.
         steps: network evaluations, from the base up; fewer numbers leave the last stages as they are.
         sampler, grid: a name for all stages, or one for each, separated by commas.
         aug_level: one, or one for each SR stage.
@@ -45,7 +51,7 @@ def make_settings(
     Raises:
         UserError: a name that is not known, a number out of its range, another number of entries than stages.
     """
-    own = config.sampling
+    own = config.sampling if quality is None else _of_quality(quality, config)
     hand = hand_over or own.hand_over
     if hand not in HAND_OVERS:
         raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
@@ -58,11 +64,11 @@ def make_settings(
     chosen = _names("grid", usual, grids, config)
     return SamplingConfig(
         sampler=_names("sampler", sampler or own.sampler, tuple(SAMPLERS), config),
-        steps=_steps(config, steps),
+        steps=_steps(config, own, steps),
         grid=chosen,
         levels=tuned if "tuned" in chosen else (),
         threshold=percentile,
-        aug_level=_aug_levels(config, aug_level),
+        aug_level=_aug_levels(config, own, aug_level),
         hand_over=hand,  # type: ignore[arg-type]
         clip=own.clip if clip is None else clip,
     )
@@ -72,6 +78,11 @@ def of_stage(names: str, index: int) -> str:
     """The entry of stage ``index`` of a name for all stages, or of one for each."""
     each = names.split(",")
     return each[index] if len(each) > 1 else each[0]
+
+
+def joined(names: Sequence[str]) -> str:
+    """The inverse of ``of_stage``: one name for all stages where all are alike."""
+    return ",".join(names) if len(set(names)) > 1 else names[0]
 
 
 def stage_grid(stage: Stage, settings: SamplingConfig, steps: int, stop_at: float | None) -> Float64[Tensor, " n"]:
@@ -94,6 +105,23 @@ def stage_grid(stage: Stage, settings: SamplingConfig, steps: int, stop_at: floa
     )
 
 
+def _of_quality(quality: str, config: CascadeConfig) -> SamplingConfig:
+    if quality not in QUALITIES:
+        raise UserError(f"unknown quality {quality!r}; expected one of {', '.join(QUALITIES)}.")
+    if config.qualities:
+        return config.qualities[list(QUALITIES).index(quality)]
+    first, later = QUALITIES[quality]
+    most = _most_steps(config)
+    steps = tuple(map(min, (first, *[later] * (len(config.stages) - 1)), most))
+    return replace(config.sampling, steps=steps, grid="logsnr", levels=())
+
+
+def _most_steps(config: CascadeConfig) -> list[int]:
+    """Evaluations that each stage can take."""
+    schedules = [stage.schedule for stage in config.stages]
+    return [each.num_timesteps if each.kind.endswith("_table") else MAX_STEPS for each in schedules]
+
+
 def _names(what: str, given: str, known: Sequence[str], config: CascadeConfig) -> str:
     each, count = given.split(","), len(config.stages)
     for name in each:
@@ -101,15 +129,15 @@ def _names(what: str, given: str, known: Sequence[str], config: CascadeConfig) -
             raise UserError(f"unknown {what} {name!r}; expected one of {', '.join(known)}.")
     if len(each) not in (1, count):
         raise UserError(f"got {len(each)} names of a {what}; expected one, or one for each of the {count} stages.")
-    return given if len(set(each)) > 1 else each[0]
+    return joined(each)
 
 
-def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
+def _steps(config: CascadeConfig, own: SamplingConfig, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Network evaluations per stage: those asked for from the base up, then the run's own."""
     stages = config.stages
-    most = [s.schedule.num_timesteps if s.schedule.kind.endswith("_table") else MAX_STEPS for s in stages]
+    most = _most_steps(config)
     usual = (DEFAULT_STEPS[0],) + (DEFAULT_STEPS[1],) * (len(stages) - 1)
-    default = config.sampling.steps or tuple(map(min, usual, most))
+    default = own.steps or tuple(map(min, usual, most))
     if isinstance(asked, int | float | str) or any(not isinstance(count, int) for count in asked or ()):
         raise UserError(f"got the steps {asked!r}; expected whole numbers, from the base up, as (32, 16).")
     given = default if asked is None else tuple(asked)
@@ -125,13 +153,13 @@ def _steps(config: CascadeConfig, asked: Sequence[int] | None) -> tuple[int, ...
     return given
 
 
-def _aug_levels(config: CascadeConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
+def _aug_levels(config: CascadeConfig, own: SamplingConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
     """One augmentation level per SR stage, each inside what its stage was trained at."""
     stages = config.stages[1:]
     if asked is not None and not any(stage.augmentation.kind == "gaussian" for stage in stages):
         raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
     if asked is None:
-        asked = config.sampling.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
+        asked = own.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
     try:
         levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
     except (TypeError, ValueError):

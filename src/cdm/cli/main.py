@@ -43,7 +43,7 @@ def _parse(arguments: list[str]) -> object:
     return tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="cdm",
-        description="Cascaded diffusion models on your own images: train, sample, upscale, evaluate, inspect.",
+        description="Cascaded diffusion models on your own images: train, sample, upscale, evaluate, tune, inspect.",
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -51,7 +51,7 @@ def _parse(arguments: list[str]) -> object:
 
 def _run(command: object, line: str) -> None:
     """Carry ``command`` out; each imports only what it needs. ``line``: as the user typed it."""
-    from cdm.cli.options import Compare, Evaluate, Info, Sample, Train, Upscale
+    from cdm.cli.options import Compare, Evaluate, Info, Sample, Train, Tune, Upscale
 
     if isinstance(command, Train):
         from cdm.cli.train import run_train
@@ -69,6 +69,10 @@ def _run(command: object, line: str) -> None:
         from cdm.cli.evaluate import run_evaluate
 
         run_evaluate(command, line)
+    elif isinstance(command, Tune):
+        from cdm.cli.tune import run_tune
+
+        run_tune(command, line)
     elif isinstance(command, Compare):
         from cdm.cli.compare import run_compare
 

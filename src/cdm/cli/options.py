@@ -79,6 +79,8 @@ class Sample:
     """Images per class."""
     seed: Annotated[int, _may("N")] = 0
     """The same seed gives the same images."""
+    quality: Annotated[str | None, _may("Q")] = None
+    """fast, balanced or best: 8,4, 32,16 or 128,64 steps, or as cdm tune found."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage from the base up (default: the run's, else 32,16,16)."""
     sampler: Annotated[str | None, _may("NAME[,..]")] = None
@@ -200,6 +202,32 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Search how a run is best sampled (sampler, grid, evaluations), and make it the run's default."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run folder of a trained cascade."""
+    data: Annotated[str, arg(metavar="VAL")]
+    """Real images kept from training."""
+    train_data: Annotated[str | None, _may("TRAIN")] = None
+    """Real images of the training (default: as the run recorded)."""
+    minutes: Annotated[float, _may("M")] = 30.0
+    """Budget of the search; the same command again goes on."""
+    num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 1024
+    """Images of each candidate."""
+    seed: Annotated[int, _may("N")] = 0
+    """Seed of the images, the same for all candidates."""
+    batch_size: Annotated[int, _may("N")] = 128
+    """Images at once; fewer need less memory."""
+    device: Annotated[str | None, _may("NAME")] = None
+    """cpu, cuda, cuda:1 (default: the best there is)."""
+    precision: Annotated[str, _may("NAME")] = "auto"
+    """auto (bf16 where it is fast), fp32, bf16, fp16."""
+    threads: Annotated[int | None, _may("N")] = None
+    """CPU threads (default: all cores)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare:
     """Put several evaluations into one table."""
 
@@ -232,6 +260,7 @@ Command = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Upscale, tyro.conf.subcommand("upscale")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

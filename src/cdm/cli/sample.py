@@ -37,6 +37,7 @@ def run_sample(options: Sample) -> None:
     last = _last_stage(asked, options.stage)
     levels = parse_numbers(options.aug_level, float, "aug-level", "0.1 or 0.1,0.2")
     settings = asked.settings(
+        quality=options.quality,
         steps=parse_numbers(options.steps, int, "steps", "32,16"),
         sampler=options.sampler,
         grid=options.grid,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,3 +100,23 @@ def quartiles_plot(rows: Sequence[tuple[str, Sequence[float]]], threshold: float
 
 def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
+
+
+def front_plot(points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> bytes:
+    """Distance against evaluations, both axes logarithmic; a line through ``front``, which is part of ``points``."""
+    figure, axes = _figure(6.4, 3.8)
+    for sampler in dict.fromkeys(str(point["sampler"]) for point in points):
+        own = [point for point in points if point["sampler"] == sampler]
+        axes.plot([p["evaluations"] for p in own], [p["distance"] for p in own], "o", markersize=4, label=sampler)
+    xs, ys = [p["evaluations"] for p in front], [p["distance"] for p in front]
+    ends = [(p["distance"] - (p["low"] or p["distance"]), (p["high"] or p["distance"]) - p["distance"]) for p in front]
+    axes.errorbar(xs, ys, yerr=np.array(ends).T, color=ACCENT, linewidth=1.4, capsize=3)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({point["evaluations"] for point in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("network evaluations")
+    axes.set_ylabel("Fréchet distance")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)

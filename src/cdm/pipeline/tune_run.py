@@ -1,0 +1,188 @@
+"""``cdm tune``: search how a run is best sampled, and make that its default. The same command again goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cdm.artifacts import RunLock, load_json, make_folder, save_json
+from cdm.cascade import Cascade
+from cdm.config import CascadeConfig, SamplingConfig, from_dict, to_dict
+from cdm.errors import UserError
+from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.tune_report import StageFront, tune_report
+from cdm.pipeline.evaluate_bench import Bench
+from cdm.pipeline.evaluate_extractors import trained_domain
+from cdm.pipeline.evaluate_figures import Desk
+from cdm.pipeline.evaluate_figures import Ledger as FigureLedger
+from cdm.pipeline.evaluate_inputs import open_inputs
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.generate import Progress
+from cdm.pipeline.processes import Processes
+from cdm.pipeline.reference import ReferenceCache, cache_folder
+from cdm.pipeline.tune_request import TuneRequest
+from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Candidate, Ledger, Measured, Trial, front, pick, search
+from cdm.pipeline.tune_trials import StageTrials, reference_stats
+from cdm.runtime import choose_device, set_threads
+from cdm.settings import MAX_STEPS
+from cdm.train.log import counted, duration
+
+Say = Callable[[str], None]
+SLACK = {"fast": FAST, "balanced": BALANCED, "best": 1.0}
+SHARES = (0.6, 0.4)
+"""Of the time, what goes to the base; the SR stages share the rest."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the search found in one stage: everything measured, and the point of each quality."""
+
+    trials: StageTrials
+    points: list[Measured]
+    picked: dict[str, Measured]
+
+
+def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
+    """Search stage after stage, store the winners in ``cascade.json``, and write ``RUN/tuning/report.html``.
+
+    Raises:
+        UserError: no run, no real images, or too little time for a single candidate of a stage.
+    """
+    if not (request.run / "cascade.json").exists():
+        raise UserError(
+            f"{request.run} is not a run folder (no cascade.json in it); expected the --out of `cdm train`."
+        )
+    began = time.monotonic()
+    set_threads(request.threads)
+    device = choose_device(request.device)
+    judged = EvaluateRequest(
+        subject=str(request.run), data=request.data, train_data=request.train_data, out=request.out,
+        num=request.images, seed=request.seed, batch_size=request.batch_size, device=request.device,
+        precision=request.precision, threads=request.threads,
+    )  # fmt: skip
+    inputs = open_inputs(judged, say)
+    if inputs.val is None or inputs.run is None:
+        raise UserError(f"--data {request.data} holds statistics only; tuning needs the images themselves.")
+    with RunLock(make_folder(request.out)):
+        cache = ReferenceCache(cache_folder(), Processes(), request.batch_size, progress, say)
+        desk = Desk(judged, FigureLedger(request.out / "figures.jsonl"), say)
+        bench = Bench(judged, inputs, Processes(), cache, desk, request.out, device, progress, say)
+        extractor = trained_domain(bench)
+        cascade = inputs.run.cascade
+        ledger = Ledger(request.out / "measured.jsonl")
+        settings = replace(cascade.settings(), hand_over="non_truncated")
+        searched: list[Tuned] = []
+        low_res = None
+        for stage in cascade.stages:
+            stats = reference_stats(cache, inputs.val, extractor, stage.config.size)
+            trials = StageTrials(
+                cascade, stage.index, settings, extractor, stats, inputs.run.labels, request.seed, request.batch_size,
+                low_res, inputs.val.fingerprint, progress,
+            )  # fmt: skip
+            share = SHARES[0] if stage.config.is_base else SHARES[1] / (len(cascade.stages) - 1)
+            if len(cascade.stages) == 1:
+                share = 1.0
+            found = _search(request, trials, ledger, Budget(60 * request.minutes * share, time.monotonic()), say)
+            searched.append(found)
+            settings = trials.settings_for(found.picked["balanced"].candidate)
+            if stage.index < len(cascade.stages) - 1:
+                low_res = trials.images(settings, request.images, f"images of stage {stage.index} for the next")
+        qualities = {name: _together(searched, name) for name in SLACK}
+        _store(request.run, qualities)
+        report = _report(request, cascade, extractor, searched, qualities, inputs.val.where, began)
+    for name, chosen in qualities.items():
+        say(f"{name}: {_words(chosen)}")
+    say(f"`cdm sample {request.run}` takes balanced from now on, and --quality any of them")
+    return report
+
+
+def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: Budget, say: Say) -> Tuned:
+    stage = trials.cascade.stages[trials.stage]
+    table = stage.denoiser.table
+    done: list[Measured] = []
+
+    def measure(candidate: Candidate, images: int) -> Measured:
+        found = trials.measure(candidate, images)
+        done.append(found)
+        return found
+
+    say(f"stage {stage.name}: up to {duration(budget.seconds)} of search, {request.images:,} images of each candidate")
+    points, left_out = search(
+        Trial(trials.key, measure, lambda _: None), ledger, budget,
+        is_base=stage.config.is_base, images=request.images, most=MAX_STEPS if table is None else len(table),
+    )  # fmt: skip
+    if not points:
+        raise UserError(
+            f"--minutes {request.minutes:g} does not suffice for one candidate of stage {stage.name} with "
+            f"{request.images:,} images; expected more: raise --minutes, or lower -n. What was measured is kept."
+        )
+    picked = {name: pick(points, slack) for name, slack in SLACK.items()}
+    best = front(points)[-1]
+    left = f"; {counted(len(left_out), 'candidate')} left out for lack of time" if left_out else ""
+    say(f"stage {stage.name}: {counted(len(points), 'point')}, best {best.value:.3g} by {best.candidate.words}{left}")
+    return Tuned(trials, points, picked)
+
+
+def _together(searched: list[Tuned], quality: str) -> SamplingConfig:
+    """The settings of one quality, all stages' points put together."""
+    settings = searched[0].trials.settings
+    for found in searched:
+        settings = replace(found.trials, settings=settings).settings_for(found.picked[quality].candidate)
+    return settings
+
+
+def _store(run: Path, qualities: dict[str, SamplingConfig]) -> None:
+    """Into ``cascade.json``: the default and the qualities; what was the default before is kept."""
+    stored: dict[str, Any] = load_json(run / "cascade.json")
+    config = from_dict(CascadeConfig, stored["config"], "cascade.json")
+    chosen = qualities["balanced"]
+    history = config.sampling_history
+    if config.sampling != chosen:
+        history = (*history, config.sampling)
+    made = replace(config, sampling=chosen, sampling_history=history, qualities=tuple(qualities.values()))
+    rest = {name: value for name, value in stored.items() if name not in ("config", "sha256", "format_version")}
+    save_json(run / "cascade.json", {"config": to_dict(made), **rest})
+
+
+def _words(settings: SamplingConfig) -> str:
+    return f"{settings.sampler}, grid {settings.grid}, evaluations {'+'.join(map(str, settings.steps))}"
+
+
+def _report(
+    request: TuneRequest, cascade: Cascade, extractor: Extractor, searched: list[Tuned],
+    qualities: dict[str, SamplingConfig], data: str, began: float,
+) -> Path:  # fmt: skip
+    fronts = [
+        StageFront(
+            found.trials.cascade.stages[found.trials.stage].name,
+            tuple(_row(point) for point in found.points),
+            tuple(_row(point) for point in front(found.points)),
+            {name: _row(point) for name, point in found.picked.items()},
+        )
+        for found in searched
+    ]
+    told = {
+        "run": str(request.run), "weights": cascade.hash, "data": data, "extractor": f"domain {extractor.hash}",
+        "images": f"{request.images:,} of each candidate, seed {request.seed}",
+        "took": duration(time.monotonic() - began),
+    }  # fmt: skip
+    save_json(
+        request.out / "fronts.json",
+        {"stages": [front.told() for front in fronts], "made": told,
+         "qualities": {name: to_dict(settings) for name, settings in qualities.items()}},
+    )  # fmt: skip
+    return tune_report(
+        request.out / "report.html", fronts, {name: _words(each) for name, each in qualities.items()}, told,
+        request.command,
+    )  # fmt: skip
+
+
+def _row(point: Measured) -> dict[str, Any]:
+    return {
+        "sampler": point.candidate.sampler, "grid": point.candidate.grid,
+        "evaluations": point.candidate.evaluations, "distance": point.value, "low": point.low, "high": point.high,
+        "seconds": point.seconds,
+    }  # fmt: skip

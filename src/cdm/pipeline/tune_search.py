@@ -1,0 +1,179 @@
+"""The search of ``cdm tune`` in one stage: which sampler, grid and number of evaluations, at what quality.
+
+Two rounds. First every sampler meets every grid, with few images and at two numbers of evaluations; those that do best
+at either go on. Then these climb the whole ladder of evaluations with all images. A result is a line of a file as soon
+as it is there, so a search that was stopped goes on; what the time does not suffice for is left out, cheapest first
+done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cdm.artifacts import told_by_path
+
+SAMPLERS = ("dpmpp", "dpmpp_sde", "ddpm", "heun", "heun_churn")
+GRIDS = ("logsnr", "edm", "cosine", "profile")
+LADDERS = ((4, 6, 8, 12, 16, 24, 32, 64, 128), (2, 3, 4, 6, 8, 12, 16, 32, 64))
+"""Evaluations that are tried: of the base, and of an SR stage."""
+RACES = ((8, 24), (4, 12))
+"""Evaluations at which all meet, of the base and of an SR stage."""
+KEPT = 3
+"""How many pairs of sampler and grid go on from each race."""
+RACE_SHARE = 4
+"""A race takes one image in so many."""
+RACE_TIME = 0.2
+"""Each race takes this share of the time at most."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``evaluations``: network evaluations per image at most (Heun's method takes an odd number)."""
+
+    sampler: str
+    grid: str
+    evaluations: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.sampler}, {self.grid} grid, {self.evaluations} evaluations"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's Fréchet distance with its 95 % interval, from so many images in so many seconds."""
+
+    candidate: Candidate
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    seconds: float
+
+
+@dataclass
+class Budget:
+    """Seconds for the whole search, those of earlier calls not counted."""
+
+    seconds: float
+    began: float
+
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.began)
+
+
+class Ledger:
+    """What was measured, one JSON line each, by a key that names stage, weights, data and images."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Measured] = {}
+        with told_by_path(path):
+            text = path.read_text() if path.exists() else ""
+        self._cut = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+                key, candidate = row.pop("key"), Candidate(**row.pop("candidate"))
+                self._known[key] = Measured(candidate, **row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # a line that a kill cut short: measured again
+
+    def get(self, key: str) -> Measured | None:
+        return self._known.get(key)
+
+    def put(self, key: str, measured: Measured) -> None:
+        self._known[key] = measured
+        with told_by_path(self._path), open(self._path, "a") as file:
+            file.write("\n" * self._cut + json.dumps({"key": key, **asdict(measured)}) + "\n")
+        self._cut = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the search measures.
+
+    key: ``key(candidate, images)`` names a measurement. measure: makes it. told: before each, with what is left.
+    """
+
+    key: Callable[[Candidate, int], str]
+    measure: Callable[[Candidate, int], Measured]
+    told: Callable[[str], None]
+
+
+@dataclass
+class _Pace:
+    """Seconds per evaluation and image, and per image besides, of what was measured: the slowest counts."""
+
+    per_evaluation: float = 0.0
+
+    def learn(self, measured: Measured) -> None:
+        work = measured.images * (measured.candidate.evaluations + 2)  # 2: features and the start
+        self.per_evaluation = max(self.per_evaluation, measured.seconds / work)
+
+    def seconds(self, candidate: Candidate, images: int) -> float:
+        return self.per_evaluation * images * (candidate.evaluations + 2)
+
+
+def search(
+    trial: Trial, ledger: Ledger, budget: Budget, *, is_base: bool, images: int, most: int, grids: Sequence[str] = GRIDS
+) -> tuple[list[Measured], list[Candidate]]:
+    """Returns what was measured with all ``images``, and what the time did not suffice for.
+
+    most: evaluations that the stage can take (a table has no more levels).
+    """
+    pace, left_out = _Pace(), []
+
+    def measured(candidate: Candidate, count: int, left: float) -> Measured | None:
+        key = trial.key(candidate, count)
+        found = ledger.get(key)
+        if found is None:
+            if pace.seconds(candidate, count) > left:
+                left_out.append(candidate)
+                return None
+            trial.told(candidate.words)
+            found = trial.measure(candidate, count)
+            ledger.put(key, found)
+        pace.learn(found)
+        return found
+
+    few = max(images // RACE_SHARE, 2)
+    going_on: list[tuple[str, str]] = []
+    for evaluations in (min(count, most) for count in RACES[not is_base]):
+        entries = [Candidate(sampler, grid, evaluations) for grid in grids for sampler in SAMPLERS]
+        end = budget.left() - RACE_TIME * budget.seconds
+        raced = [found for entry in entries if (found := measured(entry, few, budget.left() - end)) is not None]
+        best = sorted(raced, key=lambda each: each.value)[:KEPT]
+        pairs = [(each.candidate.sampler, each.candidate.grid) for each in best]
+        going_on += [pair for pair in pairs if pair not in going_on]
+    left_out.clear()  # of the races: what did not run was not needed
+    climbed = []
+    for evaluations in sorted({min(count, most) for count in LADDERS[not is_base]}):
+        for sampler, grid in going_on:
+            found = measured(Candidate(sampler, grid, evaluations), images, budget.left())
+            if found is not None:
+                climbed.append(found)
+    return climbed, left_out
+
+
+def front(points: Sequence[Measured]) -> list[Measured]:
+    """Those that no other equals in quality with as few evaluations, by rising number of evaluations."""
+    kept: list[Measured] = []
+    for point in sorted(points, key=lambda each: (each.candidate.evaluations, each.value)):
+        if not kept or point.value < kept[-1].value:
+            kept.append(point)
+    return kept
+
+
+FAST, BALANCED = 1.25, 1.05
+"""The distance, as a multiple of the best on the front, that still does."""
+
+
+def pick(points: Sequence[Measured], slack: float) -> Measured:
+    """The fewest evaluations whose distance is at most ``slack`` times the best."""
+    kept = front(points)
+    return next(point for point in kept if point.value <= slack * kept[-1].value)

@@ -1,0 +1,103 @@
+"""``cdm tune`` as a user runs it: a run's sampling default is searched, stored, and used; again after a stop."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.e2e.command import refused, run_here, succeeded
+
+from cdm.cascade import Cascade, load_config
+from cdm.pipeline import tune_search
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of its own, and a search small enough for a test."""
+    monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune_search, "LADDERS", ((1, 2, 4), (1, 3)))
+    monkeypatch.setattr(tune_search, "RACES", ((2,), (1,)))
+    monkeypatch.setattr(tune_search, "SAMPLERS", ("dpmpp", "heun_churn"))
+    monkeypatch.setattr(tune_search, "KEPT", 2)
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def tune(run: Path, real: Path, *options: object):
+    return run_here("tune", run, "--data", real / "val", "--train-data", real / "train", "-n", 256, *options)
+
+
+def test_the_winner_becomes_the_default_and_the_history_is_kept(run: Path, real: Path, tmp_path: Path) -> None:
+    before = load_config(run).sampling
+    succeeded(tune(run, real), "balanced:", "best:", "report.html", "cdm sample")
+    config = load_config(run)
+    assert config.sampling_history == (before,)
+    assert len(config.qualities) == 3 and config.sampling == config.qualities[1]
+    fronts = json.loads((run / "tuning" / "fronts.json").read_text())
+    assert [stage["stage"] for stage in fronts["stages"]] == ["0-8", "1-16"]
+    for k, stage in enumerate(fronts["stages"]):
+        values = [point["distance"] for point in stage["front"]]
+        assert values == sorted(values, reverse=True) and values[-1] == stage["picked"]["best"]["distance"]
+        assert stage["picked"]["fast"]["evaluations"] <= stage["picked"]["best"]["evaluations"]
+        for name, settings in zip(("fast", "balanced", "best"), config.qualities, strict=True):
+            assert settings.steps[k] == stage["picked"][name]["evaluations"]
+    page = (run / "tuning" / "report.html").read_text()
+    assert "network evaluations" in page and "data:image/png" in page
+    for quality in ("fast", "balanced", "best"):
+        succeeded(run_here("sample", run, "-n", 1, "--quality", quality, "--out", tmp_path / quality))
+    assert Cascade.load(run).sample(seeds=[0], labels=[0]).evaluations == tuple(
+        min(asked, 2 * ((asked + 1) // 2) - 1) if name == "heun_churn" else asked
+        for asked, name in zip(config.sampling.steps, _samplers(config.sampling.sampler), strict=True)
+    )
+
+
+def _samplers(names: str) -> list[str]:
+    each = names.split(",")
+    return each if len(each) > 1 else each * 2
+
+
+def test_a_stopped_search_goes_on_and_a_finished_one_is_done(run: Path, real: Path, monkeypatch) -> None:
+    from cdm.pipeline import tune_trials
+
+    measured: list[object] = []
+    original = tune_trials.StageTrials.measure
+
+    def measure(self, candidate, images):
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        measured.append((self.stage, candidate, images))
+        return original(self, candidate, images)
+
+    monkeypatch.setattr(tune_trials.StageTrials, "measure", measure)
+    stopped = tune(run, real)
+    assert stopped.code == 130 and "what was measured is kept in" in stopped.err
+    assert not load_config(run).qualities
+    first, measured[:] = list(measured), []
+    monkeypatch.setattr(tune_trials.StageTrials, "measure", original)
+    succeeded(tune(run, real))
+    lines = (run / "tuning" / "measured.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert len(keys) == len(set(keys)) > len(first)
+    succeeded(tune(run, real))
+    assert (run / "tuning" / "measured.jsonl").read_text().splitlines() == lines
+    assert len(load_config(run).sampling_history) == 1  # nothing changed the second time
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-n", 100), ("-n is 100", "at least 256")),
+        (("--minutes", 0), ("--minutes is 0", "above 0")),
+        (("--minutes", 1e-7), ("does not suffice for one candidate of stage 0-8", "raise --minutes")),
+        (("--seed", -1), ("--seed is -1",)),
+        (("--data", "nowhere"), ("nowhere",)),
+    ],
+)
+def test_bad_requests_are_one_sentence(run: Path, real: Path, options: tuple[object, ...], words: tuple[str, ...]):
+    refused(tune(run, real, *options), *words)
+    assert not load_config(run).qualities
+
+
+def test_no_run_and_no_quality(run: Path, real: Path, tmp_path: Path) -> None:
+    refused(tune(tmp_path / "none", real), "is no run folder")
+    refused(run_here("sample", run, "--quality", "superb"), "unknown quality 'superb'; expected one of fast, balanced")
+    succeeded(run_here("sample", run, "-n", 1, "--quality", "fast", "--out", tmp_path / "fast"), "8+4 network")

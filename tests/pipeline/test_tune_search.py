@@ -1,0 +1,117 @@
+"""The search of ``cdm tune`` on a known law: what it finds, what it leaves out, and that it goes on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cdm.pipeline import tune_search as module
+from cdm.pipeline.tune_search import Budget, Candidate, Ledger, Measured, Trial, front, pick, search
+
+LEVEL = {"dpmpp": 1.0, "dpmpp_sde": 0.8, "ddpm": 0.7, "heun": 2.0, "heun_churn": 3.0}
+GRID = {"logsnr": 1.0, "edm": 1.1, "cosine": 3.0, "profile": 0.9}
+
+
+def law(candidate: Candidate) -> float:
+    """Falls with evaluations to a floor; the ancestral sampler is bad at few and best at many."""
+    slow = 40 if candidate.sampler == "ddpm" else 4
+    return GRID[candidate.grid] * (LEVEL[candidate.sampler] + slow / candidate.evaluations)
+
+
+def trial(asked: list[Candidate], *, seconds: float = 0.0, on: Callable[[Candidate], object] = lambda _: None) -> Trial:
+    def measure(candidate: Candidate, images: int) -> Measured:
+        on(candidate)
+        asked.append(candidate)
+        return Measured(candidate, law(candidate), None, None, images, seconds)
+
+    return Trial(lambda candidate, images: f"{candidate} {images}", measure, lambda _: None)
+
+
+def run(tmp_path: Path, asked: list[Candidate], **options) -> tuple[list[Measured], list[Candidate]]:
+    seconds = options.pop("minutes", 60.0) * 60
+    budget = Budget(seconds, time.monotonic())
+    return search(trial(asked, **options), Ledger(tmp_path / "m.jsonl"), budget, is_base=True, images=100, most=1000)
+
+
+def test_the_front_of_the_law_is_found(tmp_path: Path) -> None:
+    points, left_out = run(tmp_path, [])
+    assert not left_out
+    best = front(points)
+    assert [p.candidate.evaluations for p in best] == list(module.LADDERS[0])
+    everything = [Candidate(s, g, n) for s in LEVEL for g in GRID for n in module.LADDERS[0]]
+    for point in best:  # the very best of all at each rung but the last, where ddpm may not have gone on
+        rung = [law(c) for c in everything if c.evaluations == point.candidate.evaluations]
+        assert point.value <= 1.05 * min(rung)
+    assert all(p.images == 100 for p in points)
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    def stop(candidate: Candidate) -> None:
+        if len(asked) == 30:
+            raise KeyboardInterrupt
+
+    asked: list[Candidate] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, asked, on=stop)
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write('{"key": "cut sho')  # as a kill leaves it
+    rest: list[Candidate] = []
+    points, _ = run(tmp_path, rest)
+    never_stopped: list[Candidate] = []
+    (tmp_path / "other").mkdir()
+    assert run(tmp_path / "other", never_stopped)[0] == points
+    assert asked + rest == never_stopped
+    again: list[Candidate] = []
+    assert run(tmp_path, again)[0] == points and not again
+
+
+class Clock(Budget):
+    """A budget on a clock that only measuring moves: a second for each evaluation."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds, 0.0)
+        self.now = 0.0
+
+    def left(self) -> float:
+        return self.seconds - self.now
+
+
+@pytest.mark.parametrize("seconds", [100.0, 500.0, 1000.0])
+def test_little_time_leaves_the_costly_ones_out(tmp_path: Path, seconds: float) -> None:
+    clock = Clock(seconds)
+
+    def measure(candidate: Candidate, images: int) -> Measured:
+        took = (candidate.evaluations + 2) * images / 100
+        clock.now += took
+        return Measured(candidate, law(candidate), None, None, images, took)
+
+    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure, lambda _: None)
+    points, left_out = search(timed, Ledger(tmp_path / "m.jsonl"), clock, is_base=True, images=100, most=1000)
+    assert clock.now <= seconds
+    assert points and left_out
+    assert max(p.candidate.evaluations for p in points) <= min(c.evaluations for c in left_out)
+
+
+def test_no_time_measures_nothing(tmp_path: Path) -> None:
+    asked: list[Candidate] = []
+    points, left_out = run(tmp_path, asked, minutes=1e-9)
+    assert not asked and not points and not left_out
+
+
+def test_a_table_limits_the_ladder(tmp_path: Path) -> None:
+    ledger, budget = Ledger(tmp_path / "m.jsonl"), Budget(600.0, time.monotonic())
+    points, _ = search(trial([]), ledger, budget, is_base=False, images=10, most=10)
+    assert sorted({p.candidate.evaluations for p in points}) == [2, 3, 4, 6, 8, 10]
+
+
+def point(evaluations: int, value: float) -> Measured:
+    return Measured(Candidate("dpmpp", "edm", evaluations), value, None, None, 1, 0.0)
+
+
+def test_front_and_picks() -> None:
+    points = [point(8, 2.0), point(4, 5.0), point(8, 3.0), point(16, 2.1), point(32, 1.9), point(64, 1.9)]
+    assert [(p.candidate.evaluations, p.value) for p in front(points)] == [(4, 5.0), (8, 2.0), (32, 1.9)]
+    assert pick(points, 1.0).candidate.evaluations == 32
+    assert pick(points, 1.06).candidate.evaluations == 8
+    assert pick(points, 3.0).candidate.evaluations == 4
