@@ -98,6 +98,6 @@ def test_bad_requests_are_one_sentence(run: Path, real: Path, options: tuple[obj
 
 
 def test_no_run_and_no_quality(run: Path, real: Path, tmp_path: Path) -> None:
-    refused(tune(tmp_path / "none", real), "is no run folder")
+    refused(tune(tmp_path / "none", real), "is not a run folder")
     refused(run_here("sample", run, "--quality", "superb"), "unknown quality 'superb'; expected one of fast, balanced")
     succeeded(run_here("sample", run, "-n", 1, "--quality", "fast", "--out", tmp_path / "fast"), "8+4 network")
