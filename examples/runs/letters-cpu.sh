@@ -7,7 +7,10 @@ RUN=${CDM_RUNS:-runs}/letters
 TRAIN=("$DATA/glyphs64-train.zip" --threads 1)
 
 cdm train "${TRAIN[@]}" --out "$RUN" --stage 0 --images 340000 &
+stage1=$!
 cdm train "${TRAIN[@]}" --out "$RUN-sr" --stage 1 --images 110000 &
-wait
+stage2=$!
+wait "$stage1"
+wait "$stage2"
 cp -r "$RUN-sr/1-64" "$RUN/"
 cdm train "${TRAIN[@]}" --out "$RUN" --stage 1 --images 110000  # it is trained: samples and report of the whole

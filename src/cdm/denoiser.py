@@ -66,6 +66,10 @@ class NetDenoiser:
             return out, (fraction + 1) / 2  # Nichol & Dhariwal 2021, eq. 15, with v = (output + 1) / 2
         return out, None
 
+    def moved(self) -> None:
+        """To be called when weights went to another device, or ``dtype`` changed."""
+        self._graphs.clear()
+
     def _forward(
         self,
         x: Image,

@@ -14,7 +14,8 @@ MOST_THREADS = 4
 
 
 def choose_device(asked: str | None = None) -> torch.device:
-    """``asked`` as torch spells it; None: CUDA where it is there, else the CPU.
+    """``asked`` as torch spells it; None: CUDA where it is there, else the CPU. A GPU asked for by number becomes
+    torch's current one, which streams and recordings go to.
 
     Apple's MPS is refused: it has no float64, which noise levels are computed in.
     """
@@ -30,6 +31,8 @@ def choose_device(asked: str | None = None) -> torch.device:
     }.get(device.type, False)
     if not there:
         raise UserError(f"device {asked!r} is not available here; expected one that torch can use: try --device cpu.")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

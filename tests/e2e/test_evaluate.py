@@ -243,7 +243,25 @@ def test_what_a_run_held_out_is_its_validation_data(trained, own, cache, tmp_pat
     assert (data["val"]["count"], data["train"]["count"]) == (len(names), 24 - len(names))
     run = trained.copy(tmp_path / "run")
     (run / "held_out.txt").write_text("".join(f"{name}\n" for name in names[:2]))
-    succeeded(run_here(*command, run, "--out", tmp_path / "less"), "the 2 images that it held out")
+    refused(run_here(*command, run, "--out", tmp_path / "less"), "that training recorded: put the file back")
+    (run / "held_out.txt").unlink()
+    refused(run_here(*command, run, "--out", tmp_path / "none"), "held_out.txt is not there")
+
+
+def test_the_training_data_is_known_wherever_it_lies(trained, own, cache, tmp_path, monkeypatch):
+    """Seen from another folder, as a link, as a copy; and changed data is told of."""
+    names = (trained.folder / "held_out.txt").read_text().splitlines()
+    copied = shutil.copytree(trained.data, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(trained.data)
+    common = ("-n", 8, "--metrics", "kid", *own, *QUICK, "--dry-run", "--out", tmp_path / "out")
+    monkeypatch.chdir(trained.data.parent)
+    for data in (trained.data, trained.data.name, copied, tmp_path / "link"):
+        ran = run_here("evaluate", trained.folder, "--data", data, *common)
+        succeeded(ran, f"the {len(names)} images that it held out are the validation images")
+        assert f"train: {24 - len(names)} images" in ran.out
+    write_images(copied / "cat", 13, seed=0)
+    ran = run_here("evaluate", trained.folder, "--data", copied, *common)
+    succeeded(ran, "has all images that the run held out, yet other files than it was trained on")
 
 
 def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path):

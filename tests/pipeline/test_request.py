@@ -44,14 +44,14 @@ def test_refused(asked: dict[str, Any], told: str) -> None:
     [
         ({"recipe": "demo"}, "--recipe small, now it is demo"),
         ({"sizes": (8, 32)}, "--sizes 8,16, now it is 8,32"),
-        ({"sizes": None}, "--sizes 8,16, now it is (none)"),
-        ({"val": "held"}, "--val (none), now it is held"),
+        ({"sizes": None}, "--sizes 8,16, now it is (not given)"),
+        ({"val": "held"}, "--val (not given), now it is held"),
         ({"val_fraction": 0.1}, "--val-fraction 0.05, now it is 0.1"),
         ({"channels": 1}, "--channels 3, now it is 1"),
         ({"flip": True}, "--flip False, now it is True"),
         ({"balanced": True}, "--balanced False, now it is True"),
         ({"seed": 1}, "--seed 0, now it is 1"),
-        ({"checkpoint_images": 80}, "--checkpoint-images (none), now it is 80"),
+        ({"checkpoint_images": 80}, "--checkpoint-images (not given), now it is 80"),
     ],
 )
 def test_changed_option_is_refused_naming_both_values(changed: dict[str, Any], told: str) -> None:

@@ -16,7 +16,7 @@ from cdm.artifacts import append_event, load_json, read_events, read_log, save_j
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig
 from cdm.errors import UserError
-from cdm.pipeline import look
+from cdm.pipeline import held_out, look
 from cdm.pipeline.look import Validation
 from cdm.pipeline.request import TrainRequest
 from cdm.pipeline.train_run import Prepared, prepare, train
@@ -117,14 +117,53 @@ def test_the_images_held_out_are_named_in_the_run(user: Asking) -> None:
     assert names == sorted(names) and all((folder / name).is_file() for name in names)
 
 
-def test_a_run_goes_on_with_the_images_it_held_out(user: Asking) -> None:
+def test_a_run_goes_on_with_the_images_it_held_out(user: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list decides, not another draw."""
     user.train(stage=0)
-    path = user.request.out / "held_out.txt"
-    names = path.read_text().splitlines()
-    path.write_text(f"{names[0]}\n")
+    names = (user.request.out / "held_out.txt").read_text().splitlines()
+    monkeypatch.setattr("cdm.pipeline.train_run.split_rows", None)  # never asked
     prepared = user.prepare(stage=0, images=160)
-    assert prepared.held_out == (names[0],) and prepared.val is not None and len(prepared.val) == 1
+    assert prepared.held_out == tuple(names) and prepared.val is not None and len(prepared.val) == len(names)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "extended", "one unknown"])
+def test_a_list_that_training_did_not_write_is_refused(user: Asking, damage: str) -> None:
+    """Or images that were trained on would count as held out, or the other way round."""
+    user.train(stage=0)
+    path = user.request.out / "held_out.txt"
+    text = path.read_text()
+    trained_on = next(
+        name
+        for found in sorted(Path(user.request.data).rglob("*.png"))
+        if (name := str(found.relative_to(user.request.data))) not in text
+    )
+    path.write_text(
+        {"emptied": "", "cut": text[text.index("\n") + 1 :], "extended": f"{text}{trained_on}\n",
+         "one unknown": f"{text}x/1.png\n"}[damage]
+    )  # fmt: skip
+    with pytest.raises(UserError, match="that training recorded: put the file back"):
+        user.prepare(stage=0, images=160)
+
+
+def test_a_list_saved_by_another_editor_is_the_same_list(user: Asking) -> None:
+    """Line ends of Windows, a byte order mark, no line end at the end; and a deleted one is written again."""
+    user.train(stage=0)
+    path = user.request.out / "held_out.txt"
+    text = path.read_text()
+    wanted = user.prepare(stage=0, images=160).held_out
+    for other in (text.replace("\n", "\r\n").encode(), b"\xef\xbb\xbf" + text.encode(), text.rstrip("\n").encode()):
+        path.write_bytes(other)
+        assert user.prepare(stage=0, images=160).held_out == wanted
+    path.unlink()
+    user.train(stage=0)
+    assert path.read_text() == text
+
+
+def test_names_with_line_breaks_are_one_line_each(tmp_path: Path) -> None:
+    names = ("a\nb/1.png", "c\\n/2.png", "d\r/3.png", "plain/4.png")
+    mark = held_out.write_held_out(tmp_path, names)
+    assert len((tmp_path / "held_out.txt").read_text().splitlines()) == 4
+    assert held_out.read_held_out(tmp_path) == set(names) and held_out.held_out_mark(names[::-1]) == mark
 
 
 @pytest.mark.parametrize("damage", ["everything", "others"])
@@ -136,7 +175,9 @@ def test_held_out_names_that_are_not_of_the_data_are_told(user: Asking, damage: 
         ),
         "others": ["x/1.png"],
     }[damage]
-    (user.request.out / "held_out.txt").write_text("".join(f"{name}\n" for name in names))
+    held_out.write_held_out(user.request.out, names)
+    events = user.request.out / "events.jsonl"  # as written before the list was recorded
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"start"' not in line))
     with pytest.raises(UserError, match="expected some of them and not all: put back"):
         user.prepare(stage=0, images=160)
 

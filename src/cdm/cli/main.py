@@ -26,13 +26,32 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"cdm: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe, as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = _machine_says(error)
+        if not told:
+            raise
+        print(f"cdm: {told}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt as error:
         told = str(error) or "interrupted; nothing was lost: give the same command again to go on."
         print(f"\ncdm: {told}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe, as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _machine_says(error: Exception) -> str:
+    """What a path or the memory did not allow, in a sentence; empty: the error is none of these."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename} cannot be used: {error.strerror}; expected a path that may be read, or written to: "
+            "change its permissions, or give another."
+        )
+    is_full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if is_full or "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        return "the memory does not suffice; expected less at once: lower --batch-size. What was saved is kept."
+    return ""
 
 
 def _parse(arguments: list[str]) -> object:

@@ -159,6 +159,7 @@ def _zip_source(path: Path, known_classes: Sequence[str]) -> Source:
     folders: set[str] = set()
     original: dict[str, str] = {}
     sums: dict[str, int] = {}
+    again: list[str] = []
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if any(_is_hidden(part) for part in name.parts):
@@ -169,10 +170,14 @@ def _zip_source(path: Path, known_classes: Sequence[str]) -> Source:
         elif reason := _unread(name.as_posix()):
             skipped[name.as_posix()] = reason
         elif _is_image(name.as_posix()):
+            if name.as_posix() in files:
+                again.append(name.as_posix())
             if info.flag_bits & 1:
                 raise UserError(f"{str(path)!r} is encrypted; expected a plain zip: unpack it and give the folder.")
             files[name.as_posix()], sums[name.as_posix()] = info.file_size, info.CRC
             original[name.as_posix()] = info.filename
+    if again:  # as when the zip is unpacked
+        skipped[f"{len(again)} earlier entries of the same name, as {again[0]}"] = "the last of each name is used"
     top = _common_top(files, folders, known_classes)
     source = _make_source(str(path), top, files, skipped, folders, lambda name: archive.open(original[name]))
     return replace(source, stamp=_digest(sorted(sums.items())))

@@ -24,8 +24,18 @@ class ForwardGraphs:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
         self._kept: OrderedDict[object, _Recording | None] = OrderedDict()
+        self._is_full = False
+
+    def clear(self) -> None:
+        """Forget all recordings: weights or precision have moved."""
+        self._kept.clear()
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
+        device = next(x.device for x in inputs if x is not None)
+        with torch.cuda.device(device):
+            return self._forward(*inputs) if self._is_full else self._play(*inputs)
+
+    def _play(self, *inputs: Tensor | None) -> Tensor:
         kind = tuple(None if x is None else (tuple(x.shape), x.stride(), x.dtype) for x in inputs)
         if kind not in self._kept:
             self._kept[kind] = None
@@ -35,7 +45,12 @@ class ForwardGraphs:
         self._kept.move_to_end(kind)
         recording = self._kept[kind]
         if recording is None:
-            recording = self._kept[kind] = _Recording(self._forward, inputs)
+            try:
+                recording = self._kept[kind] = _Recording(self._forward, inputs)
+            except torch.OutOfMemoryError:  # a recording has its own memory: from here on without
+                self._is_full = True
+                self.clear()
+                return self._forward(*inputs)
         return recording(*inputs)
 
 

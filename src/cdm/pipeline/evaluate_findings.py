@@ -210,6 +210,9 @@ def why_no_classes(inputs: Inputs) -> str:
     """Why there is no CAS; empty where there is."""
     train, val = inputs.train, inputs.val
     if inputs.source.labels is None or not inputs.source.class_names:
+        real = [side for side in (train, val) if side is not None]
+        if real and not any(side.class_names for side in real):
+            return "CAS needs classes: the real images have none"
         return "CAS needs classes: the judged images have none"
     if train is None or train.labels is None:
         return "CAS needs real training images with classes for its real arm (--train-data)"

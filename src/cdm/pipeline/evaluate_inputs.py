@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdm.artifacts import load_json
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
 from cdm.data.source import LETTERS_SPEC, open_source
 from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest, check_apart
 from cdm.pipeline.generate import RunImages
-from cdm.pipeline.held_out import read_held_out, recorded_rows
+from cdm.pipeline.held_out import read_held_out, recorded_rows, recorded_training
 from cdm.pipeline.image_source import (
     FileImages,
     ImageSource,
@@ -78,7 +76,7 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
     else:
         channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
     notes: list[str] = []
-    training = _training(request) if config is not None else {}
+    training = recorded_training(Path(request.subject)) if config is not None else {}
     own_sizes: dict[str, int] = {}
     form = _Form(size, channels, like, names)
     real, stats = _real_sides(request, training, form, say, notes, own_sizes)
@@ -121,11 +119,6 @@ def _open_images(request: EvaluateRequest) -> FileImages | NpzImages:
     return found
 
 
-def _training(request: EvaluateRequest) -> dict[str, Any]:
-    """What the run recorded of its training data; empty where it recorded nothing."""
-    return load_json(Path(request.subject) / "cascade.json").get("training", {})
-
-
 @dataclass(frozen=True)
 class _Form:
     """What real images are brought to: the judged ones' size and channels, the run's bit depth and classes."""
@@ -143,7 +136,7 @@ def _real_sides(
     """Validation and training images by role, and the statistics that stand for them or go before them."""
     real: dict[str, RealImages] = {}
     stats: dict[str, GivenStats] = {}
-    held_out = _held_out_of(request, training)
+    held_out = _held_out_of(request, training, notes)
     train = request.train_data or _recorded(training, say)
     check_apart(request, "what the run was trained on", train)
     for role, spec in (("val", request.data), ("train", train)):
@@ -166,7 +159,7 @@ def _real_sides(
                 rows = recorded_rows(Path(request.subject), array.names)[1]
                 said = counted(len(rows), "image")
                 say(f"{spec} is what the run was trained on; the {said} that it held out are the validation images")
-            elif role == "train" and request.train_data is None:
+            elif role == "train" and open_source(spec).fingerprint == training.get("fingerprint"):
                 rows = recorded_rows(Path(request.subject), array.names)[0]
             real[role] = make_real(role, spec, array, rows)
     return real, stats
@@ -185,26 +178,34 @@ def _read_npz(
 
 def _recorded(training: dict[str, Any], say: Say) -> str | None:
     """The training data that the run was made of, if it is still there and still the same."""
-    spec = training.get("data")
-    if not spec:
+    places = [place for place in (training.get("path"), training.get("data")) if place]
+    if not places:
         return None
-    if spec != LETTERS_SPEC and not Path(spec).expanduser().exists():
-        say(f"the training images are not at {spec} any more; name them with --train-data")
+    there = [place for place in places if place == LETTERS_SPEC or Path(place).expanduser().exists()]
+    if not there:
+        say(f"the training images are not at {places[0]} any more; name them with --train-data")
         return None
+    spec = there[0]
     if open_source(spec).fingerprint != training.get("fingerprint"):
         say(f"the images at {spec} are not those of the training any more: left out; --train-data takes them anyway")
         return None
     return spec
 
 
-def _held_out_of(request: EvaluateRequest, training: dict[str, Any]) -> frozenset[str]:
-    """Names of the images held out, where --data is the very data that the run was trained on; else none."""
-    if not training or is_npz(request.data) or request.train_data:
+def _held_out_of(request: EvaluateRequest, training: dict[str, Any], notes: list[str]) -> frozenset[str]:
+    """Names of the images held out, where --data is the very data that the run was trained on, wherever it lies; else
+    none. Data that is not, but has all those names, is told of: most of it may have been trained on."""
+    if not training or is_npz(request.data):
         return frozenset()
-    same = os.path.abspath(request.data) == os.path.abspath(training["data"]) or request.data == training["data"]
-    if not same or open_source(request.data).fingerprint != training["fingerprint"]:
-        return frozenset()
-    return read_held_out(Path(request.subject))
+    source, held_out = open_source(request.data), read_held_out(Path(request.subject))
+    if source.fingerprint == training["fingerprint"]:
+        return held_out
+    if held_out and held_out <= {entry.path for entry in source.entries}:
+        notes.append(
+            f"{request.data} has all images that the run held out, yet other files than it was trained on: most of "
+            "them may be training images; expected images kept from training"
+        )
+    return frozenset()
 
 
 def _run_images(

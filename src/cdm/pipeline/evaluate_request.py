@@ -107,10 +107,21 @@ class EvaluateRequest:
 
 def _check_places(request: EvaluateRequest) -> None:
     """A run's folder may hold its evaluations; a folder of images may not."""
+    for flag, given in (("--data", request.data), ("--train-data", request.train_data)):
+        if given is not None and not given.strip():
+            raise UserError(f"{flag} is empty; expected a folder, zip or .npz of real images.")
     check_apart(request, "--data", request.data)
     check_apart(request, "--train-data", request.train_data)
-    if not (Path(request.subject) / "cascade.json").exists():
+    subject = Path(request.subject)
+    if not (subject / "cascade.json").exists():
         check_apart(request, "the judged images", request.subject)
+        return
+    for flag, place in (("--out", request.out), ("--save", request.save)):
+        if place is not None and Path(place).resolve() == subject.resolve():
+            raise UserError(
+                f"{flag} {place} is the run itself, whose files it would replace; expected a folder of its own: "
+                f"{flag} {subject / 'evaluation'}."
+            )
 
 
 def check_apart(request: EvaluateRequest, what: str, given: str | None) -> None:

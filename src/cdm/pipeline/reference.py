@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from cdm.artifacts import load_tensors, make_folder, save_tensors
 from cdm.config import DataConfig
 from cdm.data.arrays import load_images
+from cdm.data.cache import default_cache_dir
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, to_float, to_images
 from cdm.data.plan import scan_sizes
@@ -34,8 +35,9 @@ ROLES = {"val": "validation", "train": "training"}
 
 
 def cache_folder() -> Path:
-    """``$CDM_CACHE`` or ``~/.cache/cdm``."""
-    return Path(os.environ.get("CDM_CACHE") or Path.home() / ".cache" / "cdm")
+    """``$CDM_CACHE``, or ``$XDG_CACHE_HOME/cdm``, or ``~/.cache/cdm``."""
+    own = os.environ.get("CDM_CACHE")
+    return Path(own) if own else default_cache_dir()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 from cdm.config import CascadeConfig
 from cdm.errors import UserError
 
+MOST_BATCH = 2**20
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
@@ -60,8 +62,10 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
-        if self.batch_size is not None and min(self.batch_size) < 1:
-            raise UserError(f"--batch-size is {_shown(self.batch_size)}; expected at least 1 image per update.")
+        if self.batch_size is not None and not all(1 <= size <= MOST_BATCH for size in self.batch_size):
+            raise UserError(
+                f"--batch-size is {_shown(self.batch_size)}; expected 1 to {MOST_BATCH:,} images per update."
+            )
         if self.channels < 1:
             raise UserError(f"--channels is {self.channels}; expected 1 (grey), 3 (colour) or more.")
         if not 0 <= self.val_fraction < 1:
@@ -106,6 +110,8 @@ def with_batch_size(config: CascadeConfig, batch_size: tuple[int, ...] | None) -
 
 def check_place(request: TrainRequest) -> None:
     """Refuse a run folder inside the data: its pictures would count as data at the next start."""
+    if not request.data.strip():
+        raise UserError("DATA is empty; expected a folder or zip of images, or builtin:letters.")
     data, out = Path(request.data).expanduser().resolve(), request.out.resolve()
     if data.is_dir() and out.is_relative_to(data):
         raise UserError(
@@ -116,7 +122,7 @@ def check_place(request: TrainRequest) -> None:
 def check_same(stored: dict[str, Any], request: TrainRequest) -> None:
     """Refuse an option that differs from the run's, naming both values."""
     for name, value in request.fixed().items():
-        if stored["options"].get(name) != value:
+        if _same(stored["options"].get(name)) != _same(value):
             flag, before = name.replace("_", "-"), _shown(stored["options"].get(name))
             raise UserError(
                 f"{request.out} was started with --{flag} {before}, now it is {_shown(value)}; "
@@ -140,7 +146,12 @@ def check_same_data(
             )
 
 
+def _same(value: Any) -> Any:
+    """64 for every stage is 64."""
+    return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return "(none)" if value is None else str(value)
+    return "(not given)" if value is None else str(value)

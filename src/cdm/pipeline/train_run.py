@@ -17,7 +17,6 @@ from cdm.artifacts import (
     RunLock,
     load_json,
     make_folder,
-    read_events,
     remove_leftovers,
     save_json,
     told_by_path,
@@ -29,12 +28,19 @@ from cdm.data.arrays import load_images
 from cdm.data.batches import Pyramid, TrainingImages
 from cdm.data.image_array import ImageArray
 from cdm.data.plan import plan_sizes, scan_sizes
-from cdm.data.source import Source, open_source
+from cdm.data.source import LETTERS_SPEC, Source, open_source
 from cdm.data.split import split_rows
 from cdm.errors import UserError
 from cdm.evaluate.report import training_report
 from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
-from cdm.pipeline.held_out import HELD_OUT, recorded_rows
+from cdm.pipeline.held_out import (
+    FINGERPRINTS,
+    HELD_OUT,
+    held_out_mark,
+    recorded_rows,
+    recorded_training,
+    write_held_out,
+)
 from cdm.pipeline.look import Preview, Validation, final_grid
 from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data, with_batch_size
 from cdm.rng import Rng
@@ -51,8 +57,6 @@ MakeConfig = Callable[[tuple[int, ...], tuple[str, ...], DataConfig, int], Casca
 """A recipe, given sizes, class names, the data's form and the number of training images."""
 
 Say = Callable[[str], None]
-FINGERPRINTS = ("fingerprint", "val_fingerprint")
-"""Of the data, in what ``cascade.json`` tells of training and in the event that data was changed."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
                 f"--val {request.val} does not fit the training images: {str(error).rstrip('.')}: "
                 "give folders of these classes, or leave --val out to hold out a share."
             ) from error
+        if val_fingerprint == array.fingerprint:
+            say("warning: --val is the training data; expected other images: over-fitting cannot show on these")
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows, held_out = None, ()
     else:
@@ -194,9 +200,7 @@ def _stored(out: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a cascade that `cdm train` did not start; expected a new folder or a run: change --out."
         )
-    changed = [event for event in read_events(out / "events.jsonl") if event["kind"] == "data_changed"]
-    now = {name: changed[-1][name] for name in FINGERPRINTS} if changed else {}
-    return stored["training"] | now
+    return recorded_training(out)
 
 
 def _sizes_from(source: Source) -> tuple[int, ...]:
@@ -213,8 +217,9 @@ def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig |
         say(f"skipped {name}: {reason}")
     if len(array.skipped) > 10:
         say(f"skipped {len(array.skipped) - 10} more; a run names all of them in its skipped.txt")
+    where = "" if like is None else f"{source.where}: "  # two sets may be read
     for warning in array.warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {where}{warning}")
     return array
 
 
@@ -259,6 +264,7 @@ def _start(prepared: Prepared, say: Say) -> None:
         save_json(make_folder(folder / prepared.stage_name(k)) / "config.json", {"config": to_dict(stage)})
     training = {
         "data": request.data,
+        "path": request.data if request.data == LETTERS_SPEC else str(Path(request.data).expanduser().resolve()),
         "fingerprint": prepared.fingerprint,
         "val_fingerprint": prepared.val_fingerprint,
         "options": request.fixed(),
@@ -286,7 +292,7 @@ def _name_files(prepared: Prepared, say: Say) -> None:
     _write_lines(path, [f"{name}: {reason}" for name, reason in prepared.skipped])
     if count:
         say(f"{counted(count, 'skipped file')} named in {path}")
-    _write_lines(prepared.folder / HELD_OUT, prepared.held_out)
+    write_held_out(prepared.folder, prepared.held_out)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -312,7 +318,7 @@ def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
                     f"warning: {name} was {last.get(name)!r} and is {value!r} now; the run goes on, but its weights "
                     "will not equal bit for bit those of a run that was never stopped"
                 )
-    events.append("start", command=prepared.request.command, **facts)
+    events.append("start", command=prepared.request.command, held_out=held_out_mark(prepared.held_out), **facts)
 
 
 def _processor() -> str:

@@ -218,6 +218,7 @@ def _roll_back(job: StageJob, plan: Plan, events: Events, progress: TrainProgres
     found = found or latest_checkpoint(job.folder, progress.say)
     to = found[1]["images_seen"] if found else 0
     attempt, scale = broken.attempt + 1, broken.lr_scale / 2
+    broken.drop_recording()
     events.append(
         "rollback", stage=job.stage.index, at=broken.images_seen, to=to, attempt=attempt, lr_scale=scale
     )  # fmt: skip

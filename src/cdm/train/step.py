@@ -122,6 +122,10 @@ class Trainee:
         self.norm_sum += torch.where(bad > 0, 0.0, norm)
         self.loss_count += good
 
+    def drop_recording(self) -> None:
+        """Free the memory of the recorded update; steps run kernel by kernel from here on."""
+        self._run = self._compute
+
     def start_attempt(self, attempt: int, lr_scale: float) -> None:
         """Go on from here under another random key, at a share of the learning rate."""
         self.attempt, self.lr_scale = attempt, lr_scale

@@ -40,6 +40,10 @@ class StepGraph:
         self._batch: Batch | None = None
 
     def __call__(self, batch: Batch, rng: Rng) -> None:
+        with torch.cuda.device(batch.x0.device):
+            self._step(batch, rng)
+
+    def _step(self, batch: Batch, rng: Rng) -> None:
         kind = (rng, tuple(batch.x0.shape))
         if kind != self._kind:
             self._kind, self._calls, self._graph, self._batch = kind, 0, None, None

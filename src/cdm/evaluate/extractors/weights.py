@@ -17,8 +17,9 @@ from cdm.evaluate.extractors.base import MissingWeights
 
 
 def weights_dir() -> Path:
-    """``$CDM_WEIGHTS`` or ``~/.cache/cdm/weights``."""
-    return Path(os.environ.get("CDM_WEIGHTS") or Path.home() / ".cache" / "cdm" / "weights")
+    """``$CDM_WEIGHTS``, or ``cdm/weights`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("CDM_WEIGHTS") or cache / "cdm" / "weights")
 
 
 def find_weights(name: str, asked: Path | None, file: str, source: str) -> Path:
