@@ -1,6 +1,7 @@
 """Folders and zips: which files are images, which class they have, and what is refused."""
 
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_zip_equals_folder(tmp_path):
     a, b = open_source(folder), open_source(zipped(folder, tmp_path / "d.zip"))
     assert (a.entries, a.class_names, a.fingerprint) == (b.entries, b.class_names, b.fingerprint)
     assert [a.read(i) for i in range(len(a))] == [b.read(i) for i in range(len(b))]
+
+
+def test_entries_of_one_name_are_told_and_the_last_counts(tmp_path):
+    path = tmp_path / "twice.zip"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")
+        for content in (b"first", b"second", b"third"):
+            archive.writestr("cat/1.png", content)
+        archive.writestr("dog/1.png", b"other")
+    source = open_source(str(path))
+    assert [entry.path for entry in source.entries] == ["cat/1.png", "dog/1.png"]
+    assert source.read(0) == b"third"
+    assert source.skipped == (("2 earlier entries of the same name, as cat/1.png", "the last of each name is used"),)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

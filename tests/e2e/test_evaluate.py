@@ -264,6 +264,24 @@ def test_the_training_data_is_known_wherever_it_lies(trained, own, cache, tmp_pa
     succeeded(ran, "has all images that the run held out, yet other files than it was trained on")
 
 
+@pytest.mark.parametrize("flag", ["--out", "--save"])
+def test_an_evaluation_does_not_replace_the_files_of_the_run(trained, tmp_path, flag):
+    run = trained.copy(tmp_path / "run")
+    places = {"--out": tmp_path / "out"} | {flag: run}
+    given = [part for pair in places.items() for part in pair]
+    refused(run_here("evaluate", run, "--data", trained.data, *given), f"{flag} {run} is the run itself", "evaluation.")
+    assert "training report" in (run / "report.html").read_text()
+
+
+def test_features_are_kept_where_the_system_keeps_caches(evaluated, real, own, tmp_path, monkeypatch):
+    monkeypatch.delenv("CDM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    ran = run_here("evaluate", evaluated / "images", "--data", real / "val", "--metrics", "kid", *own, "--out",
+                   tmp_path / "out")  # fmt: skip
+    succeeded(ran)
+    assert list((tmp_path / "xdg" / "cdm" / "reference").iterdir())
+
+
 def test_some_training_images_among_the_validation_images_are_counted(evaluated, real, own, cache, tmp_path):
     mixed = shutil.copytree(real / "val", tmp_path / "mixed")
     shutil.copy(real / "train" / "cat" / "03.png", mixed / "cat" / "another-name.png")

@@ -173,6 +173,20 @@ def test_refused(make, real, own, cache, tmp_path):
     refused(run_here("evaluate", *arguments, "--data", real / "val", "--out", tmp_path / "out"), *words)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--data", "", ("--data is empty", "expected a folder, zip or .npz")),
+        ("--out", "x" * 300, ("cannot be used: File name too long",)),
+    ],
+)
+def test_places_that_are_none(real, tmp_path, flag, value, words):
+    places = {"--data": real / "val", "--out": tmp_path / "out"}
+    places[flag] = tmp_path / value if value else value
+    given = [part for pair in places.items() for part in pair]
+    refused(run_here("evaluate", pictures(tmp_path), *given), *words)
+
+
 def test_diverged_weights_are_told(made, real, own, cache, tmp_path, monkeypatch):
     """NaN pixels from the run itself."""
     from cdm.cascade import Cascade

@@ -32,7 +32,7 @@ def test_a_larger_budget_extends_the_run(folder, data):
 CHANGED = {
     "other recipe": (("--recipe", "small"), ("--recipe demo", "now it is small", "--out")),
     "other sizes": (("--sizes", "8,32"), ("--sizes 8,16", "now it is 8,32")),
-    "sizes left out": (("--sizes", None), ("--sizes 8,16", "now it is (none)")),
+    "sizes left out": (("--sizes", None), ("--sizes 8,16", "now it is (not given)")),
     "other seed": (("--seed", "1"), ("--seed 0", "now it is 1", "repeat the old value")),
     "flips": (("--flip", ""), ("--flip False", "now it is True")),
     "smaller budget": (("--images", "639"), ("--images 640", "now it is --images 639", "larger")),
