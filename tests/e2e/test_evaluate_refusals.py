@@ -187,6 +187,24 @@ def test_places_that_are_none(real, tmp_path, flag, value, words):
     refused(run_here("evaluate", pictures(tmp_path), *given), *words)
 
 
+def test_training_images_of_other_classes_are_told(real, own, cache, tmp_path):
+    for number, name in enumerate(("cow", "hen")):
+        write_images(tmp_path / "train" / name, 20, seed=number)
+    ran = run_here("evaluate", pictures(tmp_path), "--data", real / "val", "--train-data", tmp_path / "train", *own,
+                   "--out", tmp_path / "out")  # fmt: skip
+    refused(ran, "the class 'cat'", "cow, hen", "expected the same classes")
+
+
+def test_a_dry_run_promises_what_will_come(real, own, cache, tmp_path):
+    """Seven images of one of two classes: neither KID nor CAS."""
+    made = npz(tmp_path, arr_0=np.zeros((7, 16, 16, 3), np.uint8), arr_1=np.zeros(7, np.int64))
+    data = ("--data", real / "val", "--train-data", real / "train", "--metrics", "kid,cas,prdc")
+    ran = run_here("evaluate", made, *data, *own, "--out", tmp_path / "out", "--dry-run")
+    succeeded(ran, "KID needs at least 8 images", "CAS does not apply: 1 class without generated images: dog")
+    planned = next(line for line in ran.out.splitlines() if line.startswith("to be measured"))
+    assert "KID" not in planned and "CAS" not in planned and "precision" in planned
+
+
 def test_diverged_weights_are_told(made, real, own, cache, tmp_path, monkeypatch):
     """NaN pixels from the run itself."""
     from cdm.cascade import Cascade

@@ -196,7 +196,8 @@ def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]
         name, reason = skipped[0]
         raise UserError(
             f"none of the {len(skipped)} images of {source.where!r} can be used ({name!r}: {reason}); "
-            f"expected readable images at least as large as the last stage: choose smaller --sizes or other data."
+            "expected readable images of that form, at least as large as the last stage: give other data, or train at "
+            "other --sizes or --channels."
         )
     used = {source.entries[i].label for i in rows}
     for label, class_name in enumerate(source.class_names):
@@ -204,7 +205,7 @@ def _check_usable(source: Source, rows: list[int], skipped: list[tuple[str, str]
             name, reason = next((n, r) for n, r in skipped if n.startswith(f"{class_name}/"))
             raise UserError(
                 f"no image of the class {class_name!r} can be used ({name!r}: {reason}); expected at least one: "
-                f"choose smaller --sizes, or remove the folder."
+                "mend or remove the folder, or train at other --sizes."
             )
 
 

@@ -16,6 +16,8 @@ from cdm.evaluate.stats import Rows, check_features
 
 SEED = 2020
 """torch-fidelity's default; with it the same features give the same number there and here."""
+LEAST = 8
+"""Images on a side."""
 
 
 def kid(real: Rows, fake: Rows, *, subsets: int = 100, subset_size: int = 1000, seed: int = SEED) -> Estimate:
@@ -31,8 +33,8 @@ def kid(real: Rows, fake: Rows, *, subsets: int = 100, subset_size: int = 1000, 
         UserError: different widths, fewer than 8 images on a side, values that are not finite.
     """
     smaller = min(len(real), len(fake))
-    if smaller < 8:
-        raise UserError(f"KID needs at least 8 images on both sides; got {len(real)} and {len(fake)}: give more.")
+    if smaller < LEAST:
+        raise UserError(f"KID needs at least {LEAST} images on both sides; got {len(real)} and {len(fake)}: give more.")
     if real.shape[1] != fake.shape[1]:
         raise UserError(
             f"got {real.shape[1]} and {fake.shape[1]} features per image; expected the same extractor on both sides."

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from cdm.evaluate.cas import TOP, CasResult, Labelled, NotApplicable, cas
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.intervals import Estimate
@@ -19,6 +21,7 @@ from cdm.pipeline.evaluate_inputs import Inputs
 from cdm.pipeline.evaluate_pictures import neighbour_pairs, pick
 from cdm.pipeline.generate import ImageStore
 from cdm.pipeline.reference import ROLES, RealImages, pixels_of
+from cdm.train.log import counted
 
 IMAGENET = ("inception", "resnet50")
 """Extractors that are classifiers of ImageNet: what guidance by such a classifier can please without better images."""
@@ -218,6 +221,11 @@ def why_no_classes(inputs: Inputs) -> str:
         return "CAS needs real training images with classes for its real arm (--train-data)"
     if val is None or val.labels is None:
         return "CAS needs real validation images with classes"
+    for what, labels in (("generated", inputs.source.labels), ("real training", train.labels)):
+        missing = sorted(set(range(len(inputs.source.class_names))) - set(np.unique(labels).tolist()))
+        if missing:
+            named = ", ".join(inputs.source.class_names[i] for i in missing[:5]) + ", ..." * (len(missing) > 5)
+            return f"CAS does not apply: {counted(len(missing), 'class', 'classes')} without {what} images: {named}"
     return ""
 
 

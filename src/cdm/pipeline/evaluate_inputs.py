@@ -239,7 +239,15 @@ def _run_images(
 def _same_classes(
     source: FileImages | NpzImages, val: RealImages | None, train: RealImages | None
 ) -> tuple[FileImages | NpzImages, tuple[str, ...]]:
-    """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack."""
+    """Images labelled by the classes of the real ones, and these. Raises ``UserError`` for a class they lack, and for
+    validation images of a class that the training images lack."""
+    if val is not None and train is not None and val.class_names and train.class_names:
+        odd = sorted(set(val.class_names) - set(train.class_names))
+        if odd:
+            raise UserError(
+                f"the class {odd[0]!r} of {val.where} is not one of {train.where}, which has "
+                f"{', '.join(train.class_names[:8])}; expected the same classes: give sets that match."
+            )
     real = tuple(sorted({name for side in (val, train) if side is not None for name in side.class_names}))
     labelled = source.labelled if isinstance(source, NpzImages) else source.labels is not None
     if not real or not labelled:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.kid import LEAST
 from cdm.evaluate.results import Figure
 from cdm.pipeline.evaluate_chains import why_not
 from cdm.pipeline.evaluate_extractors import find_extractors, planned_domain
@@ -56,7 +57,11 @@ def _by_extractor(desk: Desk, inputs: Inputs, extractor: Extractor) -> list[str]
         if metrics and reason and not request.force:
             desk.leave_out(reason, metrics, extractor=extractor.name, reference=role)
             metrics = []
-        others = [*["kid"] * request.wants("kid"), *(NEIGHBOURHOODS if request.wants("prdc") else ())]
+        few = min(count, there) < LEAST
+        if few and request.wants("kid"):
+            reason = f"KID needs at least {LEAST} images on both sides; got {there} and {count}"
+            desk.leave_out(reason, ["kid"], extractor=extractor.name, reference=role)
+        others = [*["kid"] * (request.wants("kid") and not few), *(NEIGHBOURHOODS if request.wants("prdc") else ())]
         if real is None and others:
             reason = "the reference holds statistics only; this needs the images"
             desk.leave_out(reason, others, extractor=extractor.name, reference=role)
