@@ -161,13 +161,13 @@ class Evaluate:
     """Seed of the generated images (default: 0)."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage, as in cdm sample."""
-    sampler: Annotated[str | None, _may("NAME[,..]")] = None
+    sampler: Annotated[str | None, _may("NAMES")] = None
     """As in cdm sample."""
-    grid: Annotated[str | None, _may("NAME[,..]")] = None
+    grid: Annotated[str | None, _may("NAMES")] = None
     """As in cdm sample."""
     threshold: Annotated[float | None, _may("P")] = None
     """As in cdm sample."""
-    aug_level: Annotated[str | None, _may("S[,S]")] = None
+    aug_level: Annotated[str | None, _may("S")] = None
     """Augmentation level, as in cdm sample."""
     hand_over: Annotated[str | None, _may("HOW")] = None
     """non_truncated or truncated, as in cdm sample."""
@@ -181,11 +181,11 @@ class Evaluate:
     extractor_weights: Annotated[UseAppendAction[tuple[str, ...]], _may("NAME=PATH")] = ()
     """Where the weights of an extractor are; may be repeated."""
     unverified_weights: Annotated[bool, _may()] = False
-    """Take other weights than the published ones, and mark every figure."""
+    """Take other than the published weights, and mark them."""
     save: Annotated[str | None, _may("PATH")] = None
     """Keep the images: a folder, .zip or .npz."""
     save_statistics: Annotated[str | None, _may("FILE.npz")] = None
-    """Keep Inception's statistics of VAL, as ADM's evaluator reads them."""
+    """Keep Inception's statistics of VAL for ADM's evaluator."""
     force: Annotated[bool, _may()] = False
     """Compute on too few images too (marked); overwrite --save and
     --save-statistics."""
