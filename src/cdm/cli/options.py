@@ -174,7 +174,7 @@ class Evaluate:
     weights: Annotated[str | None, _may("NAME")] = None
     """ema, raw, or an EMA profile such as 0.100 (default: ema)."""
     metrics: Annotated[str | None, _may("A,B,..")] = None
-    """Some of fd,sfid,kid,is,prdc,cas,memorisation,diagnosis (default: all)."""
+    """Default: fd,sfid,kid,is,prdc,cas,memorisation,diagnosis."""
     extractors: Annotated[str | None, _may("A,B,..")] = None
     """Some of domain,inception,dinov2,resnet50,custom:MODULE:FUNCTION
     (default: domain, and inception where its weights are)."""
