@@ -161,9 +161,9 @@ class Evaluate:
     """Seed of the generated images (default: 0)."""
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage, as in cdm sample."""
-    sampler: Annotated[str | None, _may("NAMES")] = None
+    sampler: Annotated[str | None, _may("A,B")] = None
     """As in cdm sample."""
-    grid: Annotated[str | None, _may("NAMES")] = None
+    grid: Annotated[str | None, _may("A,B")] = None
     """As in cdm sample."""
     threshold: Annotated[float | None, _may("P")] = None
     """As in cdm sample."""
@@ -173,7 +173,7 @@ class Evaluate:
     """non_truncated or truncated, as in cdm sample."""
     weights: Annotated[str | None, _may("NAME")] = None
     """ema, raw, or an EMA profile such as 0.100 (default: ema)."""
-    metrics: Annotated[str | None, _may("A,B,..")] = None
+    metrics: Annotated[str | None, _may("A,B")] = None
     """Default: fd,sfid,kid,is,prdc,cas,memorisation,diagnosis."""
     extractors: Annotated[str | None, _may("A,B,..")] = None
     """Some of domain,inception,dinov2,resnet50,custom:MODULE:FUNCTION
