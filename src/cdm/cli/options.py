@@ -159,7 +159,7 @@ class Evaluate:
     """Images judged (default: as VAL has, 2,048 to 10,000)."""
     seed: Annotated[int | None, _may("N")] = None
     """Seed of the generated images (default: 0)."""
-    steps: Annotated[str | None, _may("A,B,..")] = None
+    steps: Annotated[str | None, _may("A,B")] = None
     """Steps per stage, as in cdm sample."""
     sampler: Annotated[str | None, _may("A,B")] = None
     """As in cdm sample."""
@@ -171,11 +171,11 @@ class Evaluate:
     """Augmentation level, as in cdm sample."""
     hand_over: Annotated[str | None, _may("HOW")] = None
     """non_truncated or truncated, as in cdm sample."""
-    weights: Annotated[str | None, _may("NAME")] = None
+    weights: Annotated[str | None, _may("W")] = None
     """ema, raw, or an EMA profile such as 0.100 (default: ema)."""
     metrics: Annotated[str | None, _may("A,B")] = None
     """Default: fd,sfid,kid,is,prdc,cas,memorisation,diagnosis."""
-    extractors: Annotated[str | None, _may("A,B,..")] = None
+    extractors: Annotated[str | None, _may("A,B")] = None
     """Some of domain,inception,dinov2,resnet50,custom:MODULE:FUNCTION
     (default: domain, and inception where its weights are)."""
     extractor_weights: Annotated[UseAppendAction[tuple[str, ...]], _may("NAME=PATH")] = ()
