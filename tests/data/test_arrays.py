@@ -131,7 +131,7 @@ def test_one_image_only_is_allowed_with_a_warning(tmp_path):
 
 def test_all_images_too_small(tmp_path):
     save(tmp_path / "a.png", noise(20, 20, 3))
-    with pytest.raises(UserError, match=r"none of the 1 images .*20x20 pixels, smaller than 32.*smaller --sizes"):
+    with pytest.raises(UserError, match=r"none of the 1 images .*20x20 pixels, smaller than 32.*at other --sizes"):
         load_images(open_source(tmp_path), 32)
 
 
