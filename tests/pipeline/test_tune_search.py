@@ -115,3 +115,12 @@ def test_front_and_picks() -> None:
     assert pick(points, 1.0).candidate.evaluations == 32
     assert pick(points, 1.06).candidate.evaluations == 8
     assert pick(points, 3.0).candidate.evaluations == 4
+
+
+def test_a_pick_allows_for_the_chance_in_the_best() -> None:
+    """One standard error of the best, 0.5 here; ``best`` itself stays the best."""
+    best = Measured(Candidate("dpmpp", "edm", 64), 1.0, 0.02, 1.98, 1, 0.0)
+    points = [point(4, 5.0), point(8, 1.6), point(16, 1.5), best]
+    assert pick(points, 1.05).candidate.evaluations == 16
+    assert pick(points, 1.25).candidate.evaluations == 8
+    assert pick(points, 1.0) == best

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cdm.artifacts import told_by_path
+from cdm.evaluate.intervals import Z95
 
 SAMPLERS = ("dpmpp", "dpmpp_sde", "ddpm", "heun", "heun_churn")
 GRIDS = ("logsnr", "edm", "cosine", "profile")
@@ -174,6 +175,13 @@ FAST, BALANCED = 1.25, 1.05
 
 
 def pick(points: Sequence[Measured], slack: float) -> Measured:
-    """The fewest evaluations whose distance is at most ``slack`` times the best."""
+    """The fewest evaluations whose distance is at most ``slack`` times the best, and one standard error of the best more
+    (Breiman et al. 1984, section 3.4.3): the best of many measurements is so partly by chance. ``slack`` 1 is the best
+    itself."""
     kept = front(points)
-    return next(point for point in kept if point.value <= slack * kept[-1].value)
+    best = kept[-1]
+    if slack == 1 or best.high is None:
+        error = 0.0
+    else:
+        error = (best.high - best.value) / Z95
+    return next(point for point in kept if point.value <= slack * best.value + error)
