@@ -175,9 +175,9 @@ FAST, BALANCED = 1.25, 1.05
 
 
 def pick(points: Sequence[Measured], slack: float) -> Measured:
-    """The fewest evaluations whose distance is at most ``slack`` times the best, and one standard error of the best more
-    (Breiman et al. 1984, section 3.4.3): the best of many measurements is so partly by chance. ``slack`` 1 is the best
-    itself."""
+    """The fewest evaluations whose distance is at most ``slack`` times the best, and one standard error of the best
+    more (Breiman et al. 1984, section 3.4.3): the best of many measurements is so partly by chance. ``slack`` 1 is the
+    best itself."""
     kept = front(points)
     best = kept[-1]
     if slack == 1 or best.high is None:
