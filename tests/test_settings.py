@@ -70,6 +70,8 @@ def test_tuned_levels_are_used_as_long_as_no_other_steps_are_asked_for(cascade: 
     other = tuned.settings(steps=[4])
     assert other.grid == "logsnr" and not other.levels and other.steps == (4, 2, 1)
     assert tuned.settings(grid="edm").levels == ()
+    heun = tuned.settings(sampler="heun")  # which would evaluate twice at each of those levels
+    assert heun.levels == () and tuned.sample(seeds=[0], settings=heun).evaluations == (3, 1, 1)
 
 
 def test_a_table_is_kept_to(cascade: Cascade) -> None:

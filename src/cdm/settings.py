@@ -55,7 +55,7 @@ def make_settings(
     hand = hand_over or own.hand_over
     if hand not in HAND_OVERS:
         raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
-    tuned = own.levels if steps is None else ()  # levels are of the tuned numbers of steps
+    tuned = own.levels if steps is None and sampler is None else ()  # made for these samplers and numbers of steps
     grids = GRIDS if tuned else SPACINGS
     usual = own.grid if grid is None and (tuned or "tuned" not in own.grid) else grid or "logsnr"
     percentile = own.threshold if threshold is None else threshold

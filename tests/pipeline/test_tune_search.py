@@ -25,7 +25,7 @@ def trial(asked: list[Candidate], *, seconds: float = 0.0, on: Callable[[Candida
         asked.append(candidate)
         return Measured(candidate, law(candidate), None, None, images, seconds)
 
-    return Trial(lambda candidate, images: f"{candidate} {images}", measure, lambda _: None)
+    return Trial(lambda candidate, images: f"{candidate} {images}", measure)
 
 
 def run(tmp_path: Path, asked: list[Candidate], **options) -> tuple[list[Measured], list[Candidate]]:
@@ -86,7 +86,7 @@ def test_little_time_leaves_the_costly_ones_out(tmp_path: Path, seconds: float) 
         clock.now += took
         return Measured(candidate, law(candidate), None, None, images, took)
 
-    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure, lambda _: None)
+    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure)
     points, left_out = search(timed, Ledger(tmp_path / "m.jsonl"), clock, is_base=True, images=100, most=1000)
     assert clock.now <= seconds
     assert points and left_out

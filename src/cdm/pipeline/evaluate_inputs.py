@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +198,11 @@ def _held_out_of(request: EvaluateRequest, training: dict[str, Any], notes: list
     none. Data that is not, but has all those names, is told of: most of it may have been trained on."""
     if not training or is_npz(request.data):
         return frozenset()
-    source, held_out = open_source(request.data), read_held_out(Path(request.subject))
+    source, held_out = open_source(request.data), frozenset[str]()
     if source.fingerprint == training["fingerprint"]:
-        return held_out
+        return read_held_out(Path(request.subject))
+    with suppress(UserError):  # a damaged list matters to its own data alone
+        held_out = read_held_out(Path(request.subject))
     if held_out and held_out <= {entry.path for entry in source.entries}:
         notes.append(
             f"{request.data} has all images that the run held out, yet other files than it was trained on: most of "

@@ -24,7 +24,7 @@ from cdm.pipeline.generate import Progress
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import ReferenceCache, cache_folder
 from cdm.pipeline.tune_request import TuneRequest
-from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Candidate, Ledger, Measured, Trial, front, pick, search
+from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Ledger, Measured, Trial, front, pick, search
 from cdm.pipeline.tune_trials import StageTrials, reference_stats
 from cdm.runtime import choose_device, set_threads
 from cdm.settings import MAX_STEPS
@@ -74,6 +74,8 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
         cascade = inputs.run.cascade
         ledger = Ledger(request.out / "measured.jsonl")
         settings = replace(cascade.settings(), hand_over="non_truncated")
+        if cascade.settings().hand_over != "non_truncated":
+            say("warning: the run's default hand-over is truncated; what is searched and stored is non_truncated")
         searched: list[Tuned] = []
         low_res = None
         for stage in cascade.stages:
@@ -102,16 +104,9 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
 def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: Budget, say: Say) -> Tuned:
     stage = trials.cascade.stages[trials.stage]
     table = stage.denoiser.table
-    done: list[Measured] = []
-
-    def measure(candidate: Candidate, images: int) -> Measured:
-        found = trials.measure(candidate, images)
-        done.append(found)
-        return found
-
     say(f"stage {stage.name}: up to {duration(budget.seconds)} of search, {request.images:,} images of each candidate")
     points, left_out = search(
-        Trial(trials.key, measure, lambda _: None), ledger, budget,
+        Trial(trials.key, trials.measure), ledger, budget,
         is_base=stage.config.is_base, images=request.images, most=MAX_STEPS if table is None else len(table),
     )  # fmt: skip
     if not points:

@@ -98,12 +98,11 @@ class Ledger:
 class Trial:
     """How the search measures.
 
-    key: ``key(candidate, images)`` names a measurement. measure: makes it. told: before each, with what is left.
+    key: ``key(candidate, images)`` names a measurement. measure: makes it.
     """
 
     key: Callable[[Candidate, int], str]
     measure: Callable[[Candidate, int], Measured]
-    told: Callable[[str], None]
 
 
 @dataclass
@@ -136,7 +135,6 @@ def search(
             if pace.seconds(candidate, count) > left:
                 left_out.append(candidate)
                 return None
-            trial.told(candidate.words)
             found = trial.measure(candidate, count)
             ledger.put(key, found)
         pace.learn(found)
