@@ -28,7 +28,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
         UserError: the statistics are of features of different widths.
     """
     _check_same_width(a, b)
-    return _distance(a, b, _factor(a.cov), _factor(b.cov))
+    return _distance(a, b, symmetric_root(a.cov), symmetric_root(b.cov))
 
 
 def frechet_estimate(real: FeatureStats, fake: Rows) -> Estimate:
@@ -42,8 +42,8 @@ def frechet_estimate(real: FeatureStats, fake: Rows) -> Estimate:
     """
     stats = feature_stats(fake)
     _check_same_width(real, stats)
-    root = _factor(real.cov)
-    own_root = _rows_as_factor(fake, stats) if len(fake) <= stats.dim else _factor(stats.cov)
+    root = symmetric_root(real.cov)
+    own_root = _rows_assymmetric_root(fake, stats) if len(fake) <= stats.dim else symmetric_root(stats.cov)
     value = _distance(real, stats, root, own_root)
     if len(fake) < 2 * GROUPS:
         return Estimate(value, None, None, f"no interval from {len(fake)} images, fewer than {2 * GROUPS}")
@@ -67,7 +67,7 @@ def _distance(a: FeatureStats, b: FeatureStats, root_a: Tensor, root_b: Tensor) 
     return max(0.0, shift + float(np.trace(a.cov) + np.trace(b.cov)) - 2 * cross)
 
 
-def _factor(cov: Float64[np.ndarray, "d d"]) -> Float64[Tensor, "rank d"]:
+def symmetric_root(cov: Float64[np.ndarray, "d d"]) -> Float64[Tensor, "rank d"]:
     """R with ``R^T R = cov``, from the symmetric eigendecomposition; directions without variance are left out."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(cov))
     noise = len(cov) * torch.finfo(torch.float64).eps * float(values.abs().max())
@@ -75,7 +75,7 @@ def _factor(cov: Float64[np.ndarray, "d d"]) -> Float64[Tensor, "rank d"]:
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
 
 
-def _rows_as_factor(features: Rows, stats: FeatureStats) -> Float64[Tensor, "n d"]:
+def _rows_assymmetric_root(features: Rows, stats: FeatureStats) -> Float64[Tensor, "n d"]:
     """The centred rows themselves: for fewer images than features, no decomposition of ``[D, D]`` is needed."""
     return (torch.cat(list(blocks(features))) - torch.from_numpy(stats.mean)) / (stats.count - 1) ** 0.5
 

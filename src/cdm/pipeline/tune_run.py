@@ -14,19 +14,13 @@ from cdm.config import CascadeConfig, SamplingConfig, from_dict, to_dict
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.tune_report import StageFront, tune_report
-from cdm.pipeline.evaluate_bench import Bench
-from cdm.pipeline.evaluate_extractors import trained_domain
-from cdm.pipeline.evaluate_figures import Desk
-from cdm.pipeline.evaluate_figures import Ledger as FigureLedger
-from cdm.pipeline.evaluate_inputs import open_inputs
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress
-from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import ReferenceCache, cache_folder
+from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Ledger, Measured, Trial, front, pick, search
-from cdm.pipeline.tune_trials import StageTrials, reference_stats
-from cdm.runtime import choose_device, set_threads
+from cdm.pipeline.tune_trials import StageTrials
+from cdm.runtime import set_threads
 from cdm.settings import MAX_STEPS
 from cdm.train.log import counted, duration
 
@@ -57,21 +51,14 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
         )
     began = time.monotonic()
     set_threads(request.threads)
-    device = choose_device(request.device)
     judged = EvaluateRequest(
         subject=str(request.run), data=request.data, train_data=request.train_data, out=request.out,
         num=request.images, seed=request.seed, batch_size=request.batch_size, device=request.device,
         precision=request.precision, threads=request.threads,
     )  # fmt: skip
-    inputs = open_inputs(judged, say)
-    if inputs.val is None or inputs.run is None:
-        raise UserError(f"--data {request.data} holds statistics only; tuning needs the images themselves.")
     with RunLock(make_folder(request.out)):
-        cache = ReferenceCache(cache_folder(), Processes(), request.batch_size, progress, say)
-        desk = Desk(judged, FigureLedger(request.out / "figures.jsonl"), say)
-        bench = Bench(judged, inputs, Processes(), cache, desk, request.out, device, progress, say)
-        extractor = trained_domain(bench)
-        cascade = inputs.run.cascade
+        judge = open_judge(judged, progress, say)
+        cascade, extractor = judge.cascade, judge.extractor
         ledger = Ledger(request.out / "measured.jsonl")
         settings = replace(cascade.settings(), hand_over="non_truncated")
         if cascade.settings().hand_over != "non_truncated":
@@ -79,10 +66,10 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
         searched: list[Tuned] = []
         low_res = None
         for stage in cascade.stages:
-            stats = reference_stats(cache, inputs.val, extractor, stage.config.size)
+            stats = judge.reference(stage.config.size)
             trials = StageTrials(
-                cascade, stage.index, settings, extractor, stats, inputs.run.labels, request.seed, request.batch_size,
-                low_res, inputs.val.fingerprint, progress,
+                cascade, stage.index, settings, extractor, stats, judge.labels, request.seed, request.batch_size,
+                low_res, judge.val.fingerprint, progress,
             )  # fmt: skip
             share = SHARES[0] if stage.config.is_base else SHARES[1] / (len(cascade.stages) - 1)
             if len(cascade.stages) == 1:
@@ -94,7 +81,7 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
                 low_res = trials.images(settings, request.images, f"images of stage {stage.index} for the next")
         qualities = {name: _together(searched, name) for name in SLACK}
         _store(request.run, qualities)
-        report = _report(request, cascade, extractor, searched, qualities, inputs.val.where, began)
+        report = _report(request, cascade, extractor, searched, qualities, judge.val.where, began)
     for name, chosen in qualities.items():
         say(f"{name}: {_words(chosen)}")
     say(f"`cdm sample {request.run}` takes balanced from now on, and --quality any of them")

@@ -1,0 +1,216 @@
+"""What few network evaluations cost in quality: the fast settings beside hundreds and a thousand ancestral steps.
+
+    python benchmarks/few_evaluations.py examples/letters --data VAL.zip --train-data TRAIN.zip --work DIR
+
+Arms: ``fast`` (the best of a tuned run's front within 16 evaluations of the base and 8 of the SR stage, or the default
+samplers at these numbers), ``reference`` (ancestral, 256 steps per stage) and, on the base alone, 1000 steps. All have
+the same seeds and classes. Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images
+are added by another ``-n``. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the interval
+of a paired bootstrap (cdm.evaluate.frechet_ratio).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdm.artifacts import load_json, make_folder, save_json
+from cdm.cascade import image_seed
+from cdm.cli.progress import counting_progress
+from cdm.conditioning import upsample
+from cdm.config import SamplingConfig, to_dict
+from cdm.data.pixels import FULL_8, to_float
+from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet_ratio import frechet_ratio
+from cdm.evaluate.intervals import Estimate
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.generate import Progress, to_bytes
+from cdm.pipeline.image_source import key_of
+from cdm.pipeline.judge import Judge, open_judge
+from cdm.pipeline.tune_search import Candidate
+from cdm.pipeline.tune_trials import StageTrials
+from cdm.runtime import set_threads
+
+BLOCK = 128
+FAST, REFERENCE, LONG = (16, 8), 256, 1000
+TIMED = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Settings under a name. last: the last stage that runs."""
+
+    name: str
+    settings: SamplingConfig
+    last: int
+
+
+def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> list[Arm]:
+    """The fast one first: it is soon there."""
+    cascade = judge.cascade
+    top = len(cascade.stages) - 1
+    ancestral = cascade.settings(sampler="ddpm", grid="logsnr", steps=(reference,) * (top + 1))
+    return [
+        Arm("fast", fast_settings(judge, fronts, seed), top),
+        Arm("reference", ancestral, top),
+        Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
+    ]
+
+
+def fast_settings(judge: Judge, fronts: Path, seed: int) -> SamplingConfig:
+    cascade = judge.cascade
+    most = (FAST[0], *[FAST[1]] * (len(cascade.stages) - 1))
+    settings = cascade.settings(sampler="dpmpp", grid="logsnr", steps=most)
+    if not fronts.exists():
+        return settings
+    low_res = None
+    for stage, told, limit in zip(cascade.stages, load_json(fronts)["stages"], most, strict=True):
+        point = [row for row in told["front"] if row["evaluations"] <= limit][-1]
+        candidate = Candidate(point["sampler"], point["grid"], point["evaluations"])
+        trials = StageTrials(
+            cascade, stage.index, settings, judge.extractor, judge.reference(stage.config.size), judge.labels, seed,
+            BLOCK, low_res, "", lambda *_: None,
+        )  # fmt: skip
+        settings = trials.settings_for(candidate)
+        if stage.index + 1 < len(cascade.stages):
+            low_res = trials.images(settings, BLOCK, "")
+    return settings
+
+
+class Features:
+    """Of one arm, block by block on the disk: ``[n, D]`` of the base, and of the last stage that runs."""
+
+    def __init__(self, judge: Judge, arm: Arm, seed: int, folder: Path) -> None:
+        self.arm, self._judge, self._seed = arm, judge, seed
+        named = (judge.cascade.hash, to_dict(arm.settings), arm.last, seed, judge.extractor.hash)
+        self._folder = make_folder(folder / f"{arm.name.replace(', ', '-')}-{key_of(*named)[:12]}")
+
+    def _path(self, block: int) -> Path:
+        return self._folder / f"{block:04d}.npy"
+
+    def missing(self, count: int) -> Iterator[int]:
+        return (block for block in range(count // BLOCK) if not self._path(block).exists())
+
+    @torch.no_grad()
+    def make(self, block: int, progress: Progress) -> None:
+        cascade, start = self._judge.cascade, block * BLOCK
+        seeds = [image_seed(self._seed, i) for i in range(start, start + BLOCK)]
+        labels = None if self._judge.labels is None else self._judge.labels[start : start + BLOCK].tolist()
+        sampled = cascade.sample(
+            labels, seeds, settings=self.arm.settings, stop_after=self.arm.last, batch_size=BLOCK,
+            progress=lambda stage, done, of, _: progress(f"{self.arm.name}, block {block}, stage {stage}", done, of),
+        )  # fmt: skip
+        size = cascade.config.sizes[-1]
+        rows = []
+        for images in (sampled.images[0], sampled.images[-1]):
+            stored = to_bytes(images, self.arm.name)
+            shown = stored if stored.shape[-1] == size else to_bytes(upsample(to_float(stored, FULL_8), size), "base")
+            rows.append(self._judge.extractor(shown).by_name()["main"].numpy())
+        part = self._path(block).with_suffix(".part")
+        with open(part, "wb") as file:
+            np.save(file, np.stack(rows))
+        os.replace(part, self._path(block))
+
+    def rows(self, count: int, which: int) -> np.ndarray:
+        """which: 0 the base, 1 the last stage."""
+        return np.concatenate([np.load(self._path(block))[which] for block in range(count // BLOCK)])
+
+
+def told(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
+    """Distances of all arms and ratios to the reference, on the base and on the whole cascade."""
+    labels = None if judge.labels is None else judge.labels[:count]
+    sizes = judge.cascade.config.sizes
+    found: dict[str, Any] = {}
+    for place, name, size in ((0, "base", sizes[0]), (1, "cascade", sizes[-1])):
+        real = judge.reference(size)
+        rows = {each.arm.name: each.rows(count, place) for each in made if place == 0 or each.arm.last}
+        found[name] = {arm: {"distance": told(frechet_estimate(real, own))} for arm, own in rows.items()}
+        for arm, own in rows.items():
+            if arm != "reference":
+                found[name][arm]["ratio_to_reference"] = told(frechet_ratio(real, own, rows["reference"], labels))
+    return found
+
+
+def wall_clock(judge: Judge, settings: SamplingConfig, long: int, images: int) -> dict[str, Any]:
+    """Seconds of so many images, fast and by the paper's number of steps; the second once, for it takes minutes."""
+    cascade = judge.cascade
+    slow = cascade.settings(sampler="ddpm", grid="logsnr", steps=(long,) * len(cascade.stages))
+
+    def seconds(settings: SamplingConfig) -> float:
+        began = time.perf_counter()
+        cascade.sample([0] * images if cascade.class_names else None, range(images), settings=settings)
+        return time.perf_counter() - began
+
+    seconds(settings)
+    fast = sorted(seconds(settings) for _ in range(5))
+    slowly = seconds(slow)
+    return {"images": images, "fast_s": [round(each, 3) for each in fast], "long_s": round(slowly, 1), "long": long,
+            "times": round(slowly / fast[2], 1)}  # fmt: skip
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", required=True, help="real images kept from training")
+    parser.add_argument("--train-data", help="those trained on: for the domain extractor")
+    parser.add_argument("-n", type=int, default=2048, help=f"images per arm, a multiple of {BLOCK}")
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--fronts", type=Path, help="of a tuned run (RUN/tuning/fronts.json)")
+    parser.add_argument("--work", type=Path, required=True, help="features are kept here")
+    parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
+    parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
+    parser.add_argument("--long-images", type=int, help="of that arm (default: as many as of the others)")
+    parser.add_argument("--device")
+    parser.add_argument("--no-timing", action="store_true", help="distances only: the machine is not quiet")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-evaluations.json"))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    set_threads(None)
+    asked = EvaluateRequest(
+        subject=str(options.run), data=options.data, train_data=options.train_data, out=options.work,
+        num=options.n, seed=options.seed, device=options.device,
+    )  # fmt: skip
+    fronts = options.fronts or options.run / "tuning" / "fronts.json"
+    with counting_progress() as progress:
+        judge = open_judge(asked, progress, print)
+        planned = arms(judge, fronts, options.seed, options.reference, options.long)
+        made = [Features(judge, arm, options.seed, options.work) for arm in planned]
+        count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
+        for features in made:
+            for block in features.missing(longer if features.arm.name == "base, long" else count):
+                features.make(block, progress)
+        result: dict[str, Any] = {
+            "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
+            "images": count, "seed": options.seed, "machine": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(), "torch": torch.__version__, "device": str(judge.cascade.device),
+            "settings": {arm.name: to_dict(arm.settings) for arm in planned},
+            "figures": figures(judge, made[: 3 if longer == count else 2], count),
+        }  # fmt: skip
+        if longer != count:
+            result["figures_of_long"] = {"images": longer, **figures(judge, made, longer)}
+        if not options.no_timing:
+            result["wall_clock"] = wall_clock(judge, planned[0].settings, options.long, TIMED)
+    save_json(options.out, result)
+    print(json.dumps({name: result[name] for name in ("figures", "wall_clock") if name in result}, indent=1))
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
