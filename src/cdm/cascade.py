@@ -78,7 +78,7 @@ class Cascade:
         stages: Sequence[int] | None = None,
     ) -> Cascade:
         """Read a run folder. ``weights``: ``ema``, ``raw`` or a profile (see ``stage.load_weights``). ``precision``:
-        ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``. ``stages``: the first so many
+        ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``; the weights are held in it too. ``stages``: the first so many
         only, as ``range(2)``; the others are not needed to be trained."""
         run = Path(run)
         config = load_config(run)
@@ -89,8 +89,7 @@ class Cascade:
             stage = build_stage(config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels)
             check_config(stage.config, run / stage.name)
             load_weights(stage, run / stage.name, weights)
-            stage.net.eval().requires_grad_(False)
-            built.append(stage.to(chosen, dtype))
+            built.append(stage.to(chosen, dtype).for_sampling())
         return cls(config, built, chosen)
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdm.artifacts import load_json, load_tensors, weights_file, weights_hash
 from cdm.conditioning import Augmented, augment_at
@@ -52,6 +52,15 @@ class Stage:
         self.net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.denoiser.dtype = dtype
         self.denoiser.moved()
+        return self
+
+    def for_sampling(self) -> Stage:
+        """Weights of convolutions and linear layers once in the precision that the net computes in, instead of at each
+        evaluation: the same numbers to the last bit, for a net that is not trained further."""
+        self.net.eval().requires_grad_(False)
+        for module in self.net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):  # what autocast casts
+                module.to(self.denoiser.dtype)
         return self
 
     def check_labels(self, labels: Labels | None, count: int) -> Labels | None:
