@@ -78,8 +78,8 @@ class Cascade:
         stages: Sequence[int] | None = None,
     ) -> Cascade:
         """Read a run folder. ``weights``: ``ema``, ``raw`` or a profile (see ``stage.load_weights``). ``precision``:
-        ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``; the weights are held in it too. ``stages``: the first so many
-        only, as ``range(2)``; the others are not needed to be trained."""
+        ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``; the weights are held in it
+        too. ``stages``: the first so many only, as ``range(2)``; the others are not needed to be trained."""
         run = Path(run)
         config = load_config(run)
         chosen = choose_device(device)

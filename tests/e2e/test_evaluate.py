@@ -39,6 +39,7 @@ def test_every_kind_of_figure_is_there_or_has_its_reason(evaluated):
     reasons = " ".join(figure.reason for figure in report.missing)
     assert "FD on domain needs 1,280 images on both sides and has 36 generated" in reasons
     assert report.memorisation and report.diagnosis and report.verdict
+    assert [cost["stage"] for cost in report.costs] == ["0-8", "1-16"]
     assert {figure.reference for figure in report.computed if figure.metric == "kid"} == {"val", "train"}
 
 

@@ -50,6 +50,8 @@ def whole_report():
              "real": rng.random(12).tolist(), "network": "small ResNet", "side": 64, "why": "images of 64 pixels",
              "intervals": {arm: [[0.125, 0.25]] * 12 for arm in ("generated", "real", "difference")},
              "top5": {"generated": [0.9375] * 12, "real": [0.96875] * 12}},
+        costs=[{"stage": "0-16", "evaluations": 32, "flops": 8_000_000_000, "seconds": 0.0123, "share": 0.25},
+               {"stage": "1-64", "evaluations": 16, "flops": 9_000_000_000, "seconds": 0.0369, "share": 0.75}],
         warnings=("validation images are few",),
         made={"command": "cdm evaluate runs/letters --data val.zip --out report", "written": "2026-11-24 12:00"},
     )  # fmt: skip
@@ -83,6 +85,12 @@ def test_every_figure_is_traced(page):
     text = page.read_text()
     for word in ("12.25", "11.50 to 13.00", "jackknife over 20 groups", "domain 0123456789ab", "train fedcba987654",
                  "2,048 / 2,548", "Inception Score: weights-inception.pth is not there"):  # fmt: skip
+        assert word in text, word
+
+
+def test_costs_stand_with_their_shares(page):
+    text = page.read_text()
+    for word in ("What an image costs", "<td>8.00</td>", "<td>12.30</td>", "<td>25 %</td>", "<td>75 %</td>"):
         assert word in text, word
 
 

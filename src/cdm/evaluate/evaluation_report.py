@@ -29,6 +29,7 @@ def evaluation_report(
         Section("Figures", [*_figures(report), Text(_legend(report))]),
         Section("What guidance cannot cheat", _verdict(report)),
         Section("Which stage", _diagnosis(report, pictures.get("panels", ()))),
+        *([Section("What an image costs", costs_blocks(report.costs))] if report.costs else []),
         Section("Classes", _classes(report)),
         Section("Copies", _memorisation(report, pictures.get("neighbours", ()))),
         Section("Samples", samples or [Text("No samples are shown.")]),
@@ -149,6 +150,18 @@ def _diagnosis(report: Report, panels: Sequence[tuple[bytes, str]]) -> list[Bloc
     if diagnosis.get("table"):
         blocks.append(Table(["", *diagnosis["table"]["columns"]], diagnosis["table"]["rows"]))
     return blocks + [Picture(*panel) for panel in panels]
+
+
+def costs_blocks(costs: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Of each stage: a row of ``pipeline.costs.told_costs``."""
+    rows = [
+        [row["stage"], f"{row['evaluations']}", f"{row['flops'] / 1e9:.2f}", f"{1000 * row['seconds']:.2f}",
+         f"{100 * row['share']:.0f} %"]
+        for row in costs
+    ]  # fmt: skip
+    heads = ["stage", "network evaluations", "GFLOPs", "ms", "of the time"]
+    words = "Of one image in a batch, on the machine that made this page; the sampler's own arithmetic is not in it."
+    return [Table(heads, rows), Text(words)]
 
 
 def _classes(report: Report) -> list[Block]:

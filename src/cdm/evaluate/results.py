@@ -141,6 +141,7 @@ class Report:
 
     subject: what was judged. data: ``val`` and ``train``. verdict: FID's beside those that guidance cannot cheat.
     diagnosis, memorisation, cas: None where they do not apply, ``warnings`` or a figure's reason says why.
+    costs: of one image at each stage, where a run is judged.
     """
 
     summary: str
@@ -151,6 +152,7 @@ class Report:
     diagnosis: dict[str, Any] | None = None
     memorisation: dict[str, Any] | None = None
     cas: dict[str, Any] | None = None
+    costs: list[dict[str, Any]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     made: dict[str, Any] = field(default_factory=dict)
 

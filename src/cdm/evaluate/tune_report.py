@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm.evaluate.evaluation_plots import front_plot
+from cdm.evaluate.evaluation_report import costs_blocks
 from cdm.evaluate.report import Commands, Picture, Section, Table, Text, write_report
 
 Row = Mapping[str, Any]
@@ -28,13 +29,18 @@ class StageFront:
 
 
 def tune_report(
-    path: Path, fronts: Sequence[StageFront], qualities: Mapping[str, str], header: Mapping[str, str], command: str
+    path: Path,
+    fronts: Sequence[StageFront],
+    qualities: Mapping[str, str],
+    header: Mapping[str, str],
+    command: str,
+    costs: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the page.
 
     Args:
         qualities: name to settings in words.
-        header: facts under the title.
+        header: facts under the title. costs: of an image at each stage, by the new default.
     """
     summary = Section(
         "What cdm sample does from now on",
@@ -44,7 +50,8 @@ def tune_report(
             *([Commands([(command, "The same again goes on, with more --minutes further:")])] if command else []),
         ],
     )
-    return write_report(path, "Tuning", [summary, *map(_section, fronts)], header)
+    cost = [Section("What an image costs from now on", costs_blocks(costs))] if costs else []
+    return write_report(path, "Tuning", [summary, *map(_section, fronts), *cost], header)
 
 
 def _section(front: StageFront) -> Section:

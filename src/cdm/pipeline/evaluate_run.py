@@ -16,6 +16,7 @@ from cdm.evaluate.evaluation_report import evaluation_report
 from cdm.evaluate.extractors.base import Extractor, widths
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.results import Report, save_report
+from cdm.pipeline.costs import stage_costs, told_costs
 from cdm.pipeline.evaluate_apart import take_apart
 from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_chains import Chains, chain_length, fill_chains, lower_stores
@@ -143,6 +144,8 @@ def _judge(
     if memory is not None:
         pictures["neighbours"] = memory.pictures(bench, images)
     compared = verdict(desk.figures)
+    run = inputs.run
+    costs = [] if run is None else told_costs(stage_costs(run.cascade, run.settings, request.batch_size))
     report = Report(
         summary=summary(desk.figures, compared, diagnosis),
         subject=inputs.subject,
@@ -152,6 +155,7 @@ def _judge(
         diagnosis=diagnosis,
         memorisation=None if memory is None else memory.told,
         cas=cas,
+        costs=costs,
         warnings=inputs.warnings,
         made={
             "command": request.command,

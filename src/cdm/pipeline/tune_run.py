@@ -14,6 +14,7 @@ from cdm.config import CascadeConfig, SamplingConfig, from_dict, to_dict
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.tune_report import StageFront, tune_report
+from cdm.pipeline.costs import stage_costs, told_costs
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.judge import open_judge
@@ -151,14 +152,15 @@ def _report(
         "images": f"{request.images:,} of each candidate, seed {request.seed}",
         "took": duration(time.monotonic() - began),
     }  # fmt: skip
+    costs = told_costs(stage_costs(cascade, qualities["balanced"], request.batch_size))
     save_json(
         request.out / "fronts.json",
-        {"stages": [front.told() for front in fronts], "made": told,
+        {"stages": [front.told() for front in fronts], "made": told, "costs": costs,
          "qualities": {name: to_dict(settings) for name, settings in qualities.items()}},
     )  # fmt: skip
     return tune_report(
         request.out / "report.html", fronts, {name: _words(each) for name, each in qualities.items()}, told,
-        request.command,
+        request.command, costs,
     )  # fmt: skip
 
 
