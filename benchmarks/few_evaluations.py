@@ -28,7 +28,7 @@ from cdm.artifacts import load_json, make_folder, save_json
 from cdm.cascade import image_seed
 from cdm.cli.progress import counting_progress
 from cdm.conditioning import upsample
-from cdm.config import SamplingConfig, to_dict
+from cdm.config import SamplingConfig, from_dict, to_dict
 from cdm.data.pixels import FULL_8, to_float
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.frechet_ratio import frechet_ratio
@@ -65,6 +65,16 @@ def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> li
         Arm("reference", ancestral, top),
         Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
     ]
+
+
+def recorded(planned: list[Arm], folder: Path) -> list[Arm]:
+    """As the first call had them: a grid of the stage's own is measured, and rounding differs between machines."""
+    path = make_folder(folder) / "fast.json"
+    if path.exists():
+        planned[0] = replace(planned[0], settings=from_dict(SamplingConfig, load_json(path)["settings"], str(path)))
+    else:
+        save_json(path, {"settings": to_dict(planned[0].settings)})
+    return planned
 
 
 def fast_settings(judge: Judge, fronts: Path, seed: int) -> SamplingConfig:
@@ -190,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     fronts = options.fronts or options.run / "tuning" / "fronts.json"
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
-        planned = arms(judge, fronts, options.seed, options.reference, options.long)
+        planned = recorded(arms(judge, fronts, options.seed, options.reference, options.long), options.work)
         made = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         for features in made:

@@ -31,11 +31,15 @@ def orthogonalise(x: Matrices) -> Matrices:
     a, b, c = NEWTON_SCHULZ
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = x @ x.mT
-    one = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    product = factor = a * one + b * gram + c * (gram @ gram)
+    one = a * torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
+
+    def polynomial(gram: Matrices) -> Matrices:  # a + b gram + c gram^2 in two kernels: small nets wait for launches
+        return torch.baddbmm(torch.add(one, gram, alpha=b), gram, gram, alpha=c)
+
+    product = factor = polynomial(gram)
     for _ in range(ROUNDS - 1):
         gram = factor @ gram @ factor
-        factor = a * one + b * gram + c * (gram @ gram)
+        factor = polynomial(gram)
         product = factor @ product
     return product @ x
 
