@@ -317,6 +317,29 @@ def test_late_stage_is_shortened_by_a_recorded_decision_that_replays(
     assert same(run.weights(), fast.weights())
 
 
+def test_early_stage_is_lengthened_by_a_recorded_decision_that_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine was busy when the speed was measured: 240 images would take 9 seconds of 30."""
+    run, clock = Run(tmp_path / "run", interval=40, seconds=30.0), Clock(monkeypatch)
+    run.train(clock.slow(run, lambda position: 0.3))
+    _, *longer = run.events("budget")
+    assert longer and all(event["why"] == "ahead of the clock" for event in longer)
+    last = run.log()[-1]
+    assert last["images_seen"] == longer[-1]["images"] > 600
+    assert 0.8 * 30 <= last["seconds"] <= 30
+    assert last["lr"] < 2e-3 / 2  # it decayed
+    rates = [row["lr"] for row in run.log()[20:]]
+    assert rates == sorted(rates, reverse=True)  # and never rose again
+
+    slow = Run(tmp_path / "replayed", interval=40, seconds=30.0)
+    for event in longer:
+        append_event(slow.folder / "events.jsonl", event)
+    slow.train()
+    assert slow.events("budget")[1:] == longer
+    assert same(run.weights(), slow.weights())
+
+
 def test_killed_after_it_was_shortened_it_does_not_decide_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +372,7 @@ def test_pauses_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_roll_back_counts_as_time_and_waiting_stays_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, clock = Run(tmp_path / "run", interval=80, seconds=1000.0), Clock(monkeypatch, update_s=0.6)
+    run, clock = Run(tmp_path / "run", interval=80, seconds=37.0), Clock(monkeypatch, update_s=0.6)
     run.source.nan = bad(0, 96, 160)
     run.train(clock.slow(run, lambda position: 0.4))
     assert run.log()[-1]["seconds"] == pytest.approx(40.0)  # 30 updates and 10 done twice

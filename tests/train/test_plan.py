@@ -115,33 +115,46 @@ def test_pace_starts_anew_after_a_roll_back() -> None:
     assert [pace.update(t, n) for t, n in ((2.0, 25), (3.0, 50), (4.0, 75))] == [None, None, 25.0]
 
 
+TEN = OptimConfig(batch_size=10, decay_fraction=0.4)
 TIMED = Plan((Segment(0, 1000),), 100, seconds=100.0)
 
 
 def test_goal_stays_while_it_is_reached_with_at_most_a_tenth_more_time() -> None:
-    assert goal_in_time(TIMED, 500, 50.0, 10.0, 10) is None
-    assert goal_in_time(TIMED, 500, 30.0, 100.0, 10) is None
-    assert goal_in_time(TIMED, 500, 59.0, 10.0, 10) is None  # 109 s
+    assert goal_in_time(TIMED, 500, 50.0, 10.0, TEN) is None
+    assert goal_in_time(TIMED, 500, 31.0, 10.0, TEN) is None  # 81 s
+    assert goal_in_time(TIMED, 500, 59.0, 10.0, TEN) is None  # 109 s
 
 
 @pytest.mark.parametrize(("seen", "seconds", "pace"), [(500, 61.0, 10.0), (200, 40.0, 5.0), (900, 95.0, 2.0)])
 def test_late_goal_is_shortened_to_one_that_is_reached_in_time(seen: int, seconds: float, pace: float) -> None:
-    goal = goal_in_time(TIMED, seen, seconds, pace, 10)
+    goal = goal_in_time(TIMED, seen, seconds, pace, TEN)
     assert goal is not None and seen < goal < 1000 and goal % 10 == 0
     assert seconds + (goal - seen) / pace == pytest.approx(100.0, abs=10 / pace)
 
 
+@pytest.mark.parametrize(("seen", "seconds", "pace"), [(100, 10.0, 30.0), (600, 50.0, 100.0)])
+def test_early_goal_is_lengthened_to_one_that_is_reached_in_time(seen: int, seconds: float, pace: float) -> None:
+    goal = goal_in_time(TIMED, seen, seconds, pace, TEN)
+    assert goal is not None and goal > 1000 and goal % 10 == 0
+    assert seconds + (goal - seen) / pace == pytest.approx((1 - OVERHEAD) * 100.0, abs=10 / pace)
+
+
+def test_goal_stays_once_the_learning_rate_falls() -> None:
+    """It would rise again."""
+    assert goal_in_time(TIMED, 610, 5.0, 1000.0, TEN) is None
+
+
 def test_stage_far_over_its_time_ends_with_the_next_update() -> None:
-    assert goal_in_time(TIMED, 300, 150.0, 2.0, 10) == 310
-    assert goal_in_time(TIMED, 990, 150.0, 2.0, 10) is None  # that is its end anyway
+    assert goal_in_time(TIMED, 300, 150.0, 2.0, TEN) == 310
+    assert goal_in_time(TIMED, 990, 150.0, 2.0, TEN) is None  # that is its end anyway
 
 
 def test_what_was_decided_is_not_decided_again() -> None:
     """A run killed after the decision at 500 comes from a checkpoint before it."""
     plan = Plan((Segment(0, 1000), Segment(500, 600)), 100, seconds=100.0)
-    assert goal_in_time(plan, 450, 90.0, 1.0, 10) is None
-    assert goal_in_time(plan, 500, 90.0, 1.0, 10) is None
-    assert goal_in_time(plan, 510, 90.0, 1.0, 10) == 520
+    assert goal_in_time(plan, 450, 90.0, 1.0, TEN) is None
+    assert goal_in_time(plan, 500, 90.0, 1.0, TEN) is None
+    assert goal_in_time(plan, 510, 90.0, 1.0, TEN) == 520
 
 
 def test_speed_is_measured_without_training(monkeypatch: pytest.MonkeyPatch) -> None:

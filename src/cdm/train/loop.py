@@ -296,14 +296,15 @@ def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...], ap
 def _keep_time(
     job: StageJob, events: Events, progress: TrainProgress, plan: Plan, seen: int, seconds: float, pace: Pace
 ) -> Plan:
-    """Shorten the stage, by a recorded event, when it will overrun its time by more than 10 %."""
+    """Shorten or lengthen the stage, by a recorded event, when it would end well after or before its time."""
     rate = pace.update(seconds, seen)
-    goal = None if rate is None else goal_in_time(plan, seen, seconds, rate, job.stage.config.optim.batch_size)
+    goal = None if rate is None else goal_in_time(plan, seen, seconds, rate, job.stage.config.optim)
     if goal is None:
         return plan
+    why = f"{'behind' if goal < plan.total(seen) else 'ahead of'} the clock"
     events.append(
         "budget", stage=job.stage.index, at=seen, images=goal, checkpoint_images=plan.checkpoint_images,
-        seconds=plan.seconds, why="behind the clock",
+        seconds=plan.seconds, why=why,
     )  # fmt: skip
-    progress.say(f"stage {job.stage.name}: behind the clock; {goal:,} images instead of {plan.total(seen):,}")
+    progress.say(f"stage {job.stage.name}: {why}; {goal:,} images instead of {plan.total(seen):,}")
     return dataclasses.replace(plan, segments=(*plan.segments, Segment(seen, goal)))

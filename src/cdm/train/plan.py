@@ -18,6 +18,8 @@ OVERHEAD = 0.08
 """Share of a time budget kept for validation, previews, checkpoints and the last samples."""
 LATE = 1.1
 """A stage that would take longer than this multiple of its time is shortened."""
+EARLY = 0.8
+"""One that would take less than this share of it is lengthened, as long as its learning rate has not begun to fall."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,23 @@ class Pace:
         return (images_seen - before) / (seconds - begin)
 
 
-def goal_in_time(plan: Plan, images_seen: int, seconds: float, pace: float, batch_size: int) -> int | None:
-    """A smaller goal that is reached in time, where the one in force would be over 10 % late; else None.
+def goal_in_time(plan: Plan, images_seen: int, seconds: float, pace: float, config: OptimConfig) -> int | None:
+    """Another goal that is reached in time; None where the one in force will do. It is smaller where that would be over
+    10 % late, and larger where it would be over 20 % early (the machine was busy when its speed was measured).
 
     seconds: that the stage has trained for. pace: images per second.
     """
     total = plan.total(images_seen)
-    decided = plan.segments[-1].at >= images_seen  # it was decided before, and is replayed now
-    if decided or seconds + (total - images_seen) / pace <= LATE * plan.seconds:
+    end = seconds + (total - images_seen) / pace
+    if plan.segments[-1].at >= images_seen:  # it was decided before, and is replayed now
         return None
-    goal = images_seen + round_to_batch(max(plan.seconds - seconds, 0) * pace, batch_size)
-    return goal if goal < total else None
+    if end > LATE * plan.seconds:
+        goal = images_seen + round_to_batch(max(plan.seconds - seconds, 0) * pace, config.batch_size)
+        return goal if goal < total else None
+    if end < EARLY * plan.seconds and images_seen <= (1 - config.decay_fraction) * total:
+        goal = images_seen + round_to_batch(((1 - OVERHEAD) * plan.seconds - seconds) * pace, config.batch_size)
+        return goal if goal > total else None
+    return None
 
 
 def cost_share(stage: StageConfig) -> float:
@@ -133,7 +141,7 @@ def share_minutes(stages: Sequence[StageConfig], speeds: Sequence[float], second
     weights = [cost_share(stage) for stage in stages]
     out = []
     for stage, speed, weight in zip(stages, speeds, weights, strict=True):
-        own = seconds * weight / sum(weights)
+        own = max(seconds, 0) * weight / sum(weights)
         images = round_to_batch(own * (1 - OVERHEAD) * speed, stage.optim.batch_size)
         check_budget(images, stage, f"{own / 60:.2g} minutes at {speed:.0f} images/s")
         out.append((images, own))

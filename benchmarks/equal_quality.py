@@ -1,0 +1,176 @@
+"""Wall-clock to equal quality: our default net against guided-diffusion's, both in our trainer.
+
+    python benchmarks/equal_quality.py --peer PATH --data TRAIN.zip --val VAL.zip --work DIR [--minutes 8]
+
+A base at 16 pixels is trained for ``--minutes`` with the peer's ``UNetModel`` (64 channels, multipliers 1, 2, 2, two
+blocks, attention at 16 and 8, in float32 as documented), and with the net of the recipe ``small`` for shares of that
+time; everything else is the same: data, trainer, optimiser, batch size, learning rate, averages. Then the Fréchet
+distance on domain features of images made from the same seeds by 32 steps of DPM-Solver++, and the ratio of the
+distances with a paired bootstrap. Ours is ahead by the inverse of the smallest share at which it is no worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers.guided_diffusion import commit
+from torch import Tensor, nn
+
+import cdm.stage
+from cdm.artifacts import make_folder, save_json
+from cdm.cascade import image_seed
+from cdm.cli.main import main as cdm_main
+from cdm.cli.progress import counting_progress
+from cdm.config import NetConfig
+from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet_ratio import frechet_ratio
+from cdm.pipeline.evaluate_request import EvaluateRequest
+from cdm.pipeline.generate import to_bytes
+from cdm.pipeline.judge import Judge, open_judge
+from cdm.runtime import set_threads
+
+SIZE, BLOCK, STEPS = 16, 128, 32
+
+
+class PeerNet(nn.Module):
+    """guided-diffusion's UNetModel where our trainer expects a net. Its ends and embeddings are registered under the
+    names that our trainer looks for, so the same optimiser goes to the same kinds of weights; its attention's matrices,
+    which are one-dimensional convolutions, go to AdamW with them."""
+
+    def __init__(self, config: NetConfig, build: Callable[[NetConfig], Any]) -> None:
+        super().__init__()
+        inner = build(config)
+        self.first, self.last = inner.input_blocks[0], inner.out
+        self.embed_noise, self.embed_label = inner.time_embed, inner.label_emb
+        self.embed_attention = nn.ModuleList(m for m in inner.modules() if isinstance(m, nn.Conv1d))
+        self.inner = inner
+        self.checkpointing = False
+
+    def forward(
+        self, x: Tensor, noise_input: Tensor, labels: Tensor | None, aug_input: Tensor | None, dropout: Any = None
+    ) -> Tensor:
+        return self.inner(x, noise_input, labels)
+
+
+def peer_net(folder: Path, width: int) -> Callable[[NetConfig], nn.Module]:
+    import sys
+
+    sys.path.insert(0, str(folder.resolve()))
+    unet: Any = import_module("guided_diffusion.unet")
+
+    def build(config: NetConfig) -> Any:
+        return unet.UNetModel(
+            image_size=config.image_size, in_channels=config.in_channels, model_channels=width,
+            out_channels=config.out_channels, num_res_blocks=2, attention_resolutions=(1, 2), channel_mult=(1, 2, 2),
+            num_head_channels=min(width, 64), num_classes=config.num_labels or None, use_scale_shift_norm=True,
+            resblock_updown=True, use_new_attention_order=True,
+        )  # fmt: skip
+
+    return lambda config: PeerNet(config, build)
+
+
+@contextmanager
+def nets_by(build: Callable[[NetConfig], nn.Module] | None) -> Any:
+    """While it lasts, stages are built with these nets; None: with ours."""
+    own: Any = cdm.stage.UNet
+    cdm.stage.UNet = build or own  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        cdm.stage.UNet = own  # type: ignore[misc]
+
+
+def train(run: Path, data: str, minutes: float, precision: str, threads: int | None, more: list[str]) -> None:
+    command = ["train", data, "--out", str(run), "--sizes", str(SIZE), "--minutes", f"{minutes:g}"]
+    command += ["--precision", precision, *more]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    code = cdm_main(command)
+    if code:
+        raise SystemExit(f"training ended with {code}: cdm {' '.join(command)}")
+
+
+@torch.no_grad()
+def features(judge: Judge, count: int, seed: int) -> np.ndarray:
+    cascade, rows = judge.cascade, []
+    settings = cascade.settings(sampler="dpmpp", steps=(STEPS,))
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        labels = None if judge.labels is None else judge.labels[start:stop].tolist()
+        seeds = [image_seed(seed, i) for i in range(start, stop)]
+        made = cascade.sample(labels, seeds, settings=settings, batch_size=BLOCK).images[0]
+        rows.append(judge.extractor(to_bytes(made, "samples")).by_name()["main"].numpy())
+    return np.concatenate(rows)
+
+
+def measure(run: Path, options: argparse.Namespace, progress: Any) -> tuple[Judge, np.ndarray]:
+    asked = EvaluateRequest(
+        subject=str(run), data=options.val, train_data=options.data, out=make_folder(run / "judged"), num=options.n,
+        seed=options.seed,
+    )  # fmt: skip
+    judge = open_judge(asked, progress, print)
+    return judge, features(judge, options.n, options.seed)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--peer", type=Path, required=True, help="a checkout of github.com/openai/guided-diffusion")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--val", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of the peer's net")
+    parser.add_argument("--shares", default="0.5,0.25", help="of that time, for ours")
+    parser.add_argument("--width", type=int, default=64, help="channels of the peer's net")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("-n", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--train-options", default="", help="more options of cdm train, for both")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/equal-quality.json"))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    set_threads(options.threads)
+    build = peer_net(options.peer, options.width)
+    more = options.train_options.split()
+    arms = [("guided-diffusion, float32", build, options.minutes, "fp32")]
+    shares = [float(share) for share in options.shares.split(",")]
+    arms += [(f"ours, {share:g} of the time", None, options.minutes * share, "auto") for share in shares]
+    rows, peer, found = {}, None, {}
+    for name, net, minutes, precision in arms:
+        run = options.work / name.replace(", ", "-").replace(" ", "-")
+        with nets_by(net), counting_progress() as progress:
+            train(run, options.data, minutes, precision, options.threads, more)
+            judge, rows[name] = measure(run, options, progress)
+        real = judge.reference(SIZE)
+        distance = frechet_estimate(real, rows[name])
+        peer = rows[name] if peer is None else peer
+        ratio = None if net is build else frechet_ratio(real, rows[name], peer, judge.labels)
+        found[name] = {
+            "minutes": minutes,
+            "parameters": sum(p.numel() for p in judge.cascade.stages[0].net.parameters()),
+            "distance": [distance.value, distance.low, distance.high],
+            "ratio_to_peer": None if ratio is None else [ratio.value, ratio.low, ratio.high],
+        }
+        print(json.dumps({name: found[name]}), flush=True)
+    save_json(options.out, {
+        "peer_commit": commit(options.peer), "data": Path(options.data).name, "images": options.n,
+        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "arms": found,
+    })  # fmt: skip
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
