@@ -1,6 +1,6 @@
 """Time and memory of scoring: FD, KID, precision, recall, density and coverage on domain features.
 
-    python benchmarks/scoring.py --out benchmarks/results/scoring.json
+    python benchmarks/scoring.py [--out benchmarks/results/scoring.json]
 
 Built-in letters at 64x64 stand for generated images, others for real ones. The domain extractor and the reference's
 features are made beforehand by an evaluation of 2,048 images, as after any first evaluation on the same data; timed
@@ -49,7 +49,7 @@ def score(images: Path, out: Path, cache: Path) -> tuple[float, int]:
     return time.perf_counter() - began, usage.ru_maxrss * 1024
 
 
-def main(out: Path, counts: tuple[int, ...] = (10_000, 50_000)) -> int:
+def main(out: Path = Path("benchmarks/results/scoring.json"), counts: tuple[int, ...] = (10_000, 50_000)) -> int:
     """Time evaluations of so many images."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -61,6 +61,7 @@ def main(out: Path, counts: tuple[int, ...] = (10_000, 50_000)) -> int:
             seconds, peak = score(here / "images.npz", here / f"report-{count}", here / "cache")
             rows.append({"images": count, "seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)})
             print(rows[-1])
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         json.dumps({"side": SIDE, "cores": os.cpu_count(), "torch": torch.__version__, "runs": rows}, indent=1)
     )
