@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -193,6 +194,18 @@ def measure(
     return result
 
 
+def machine(device: torch.device) -> str:
+    """The GPU, or the processor and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+
+
 def chosen(names: str) -> list[Case]:
     known = {case.name: case for case in CASES}
     unknown = [name for name in names.split(",") if name not in known]
@@ -211,7 +224,7 @@ def run(options: argparse.Namespace) -> None:
     peers = present(brought, options.compile, say)
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": machine(device),
         "threads": threads,
         "torch": torch.__version__,
         "precision": precision_name(choose_dtype("auto", device)),
