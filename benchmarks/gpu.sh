@@ -15,6 +15,7 @@ export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 
 part() {  # name, seconds at most, name of the result, what python runs
   local name=$1 most=$(($2 < all - SECONDS ? $2 : all - SECONDS)) file=$out/$3; shift 3
+  rm -f "$file"
   printf '\n== %s (%s s so far, at most %s s)\n' "$name" "$SECONDS" "$most"
   timeout "$most" "${PYTHON:-python3}" "$@" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" != 0 ]; then failed=1; echo "== $name failed or is out of time: see $out/$name.txt"; fi
@@ -23,7 +24,7 @@ part() {  # name, seconds at most, name of the result, what python runs
 
 cases=base64-32px,base32-16px,adm64 rounds=(--rounds 7 --seconds 0.15 --compile) n=(-n 1024 --long-images 128)
 if [ -n "${TOY:-}" ]; then
-  cases=base32-16px rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2) all=3600
+  cases=base32-16px rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
 fi
 peer=() data=()
 if [ -n "${GUIDED:-}" ]; then peer=(--peer "guided-diffusion=$GUIDED"); fi

@@ -11,10 +11,13 @@ from peers import ours
 from peers.cases import Case, inputs
 from peers.timing import timed
 
+SIDES = {"cuda": 8192, "cpu": 2048}  # of the matrices
+SECONDS = 0.1  # of a layer in each of its three goes
+
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of the fastest of a few large matrix products on random data."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     timed(lambda: a @ b, 3, device)
     return max(2 * side**3 / timed(lambda: a @ b, 3, device) * 3 for _ in range(3))
@@ -57,7 +60,7 @@ def convolutions_alone(case: Case, device: torch.device, dtype: torch.dtype) -> 
 
         for call, which in ((passed, 0), (step, 1)):
             timed(call, 2, device)
-            repeats = max(3, round(0.1 / (timed(call, 2, device) / 2 + 1e-9)))
+            repeats = max(3, round(SECONDS / (timed(call, 2, device) / 2 + 1e-9)))
             best = min(timed(call, repeats, device) / repeats for _ in range(3)) * count
             forward, both = (forward + best, both) if which == 0 else (forward, both + best)
     return {"forward": case.batch / forward, "train": case.batch / both}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.throughput import by_flops, check_same, compared
-from peers import diffusers_unet, roster
+from peers import bounds, diffusers_unet, roster
 from peers.cases import CASES, Case
 from peers.ours import net_config
 from peers.timing import parameters
@@ -61,7 +61,11 @@ def no_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "convolutions_alone", lambda *_: {"forward": 1000.0, "train": 300.0})
 
 
-def test_it_times_all_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_times_all_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bounds, "SIDES", {"cpu": 128})
+    monkeypatch.setattr(bounds, "SECONDS", 0.001)
     case = measure(tmp_path)
     assert case["same"].keys() == {"diffusers"}
     for what in ("train", "forward"):
