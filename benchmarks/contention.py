@@ -18,9 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMIT, ROUNDS, SECONDS = 3.0, 5, 4.0
+LIMIT, ROUNDS, SECONDS, BATCH = 3.0, 5, 4.0, 64  # images per update
 CHILD = """
 import os
+from dataclasses import replace
 import torch
 from cdm.config import DataConfig
 from cdm.recipes import make_config
@@ -32,9 +33,11 @@ from cdm.train.plan import measure_speed
 from cdm.train.step import Trainee
 from cdm.types import Batch
 config = make_config("small", Facts((16, 64), tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), DataConfig(), 1000)).stages[0]
+batch = int(os.environ["B"])
+config = replace(config, optim=replace(config.optim, batch_size=batch))
 stage = build_stage(config, 0, num_classes=26, seed=0).to("cpu", choose_dtype("auto", torch.device("cpu")))
-x0 = torch.rand(64, 3, 16, 16) * 2 - 1
-labels = torch.arange(64) % 26
+x0 = torch.rand(batch, 3, 16, 16) * 2 - 1
+labels = torch.arange(batch) % 26
 batches = lambda rng, index: Batch(x0, labels, index)
 print(measure_speed(Trainee(stage), batches, Rng(0), seconds=float(os.environ["S"])))
 """
@@ -45,8 +48,8 @@ def speed(busy: bool, spins: str | None) -> float:
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        env |= {"S": str(SECONDS)} | ({"GOMP_SPINCOUNT": spins} if spins else {})
-        made = subprocess.run([sys.executable, "-c", CHILD], env=env, capture_output=True, text=True, check=True)
+        env |= {"S": str(SECONDS), "B": str(BATCH)} | ({"GOMP_SPINCOUNT": spins} if spins else {})
+        made = subprocess.run([sys.executable, "-c", CHILD], env=env, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         if other is not None:
             other.kill()
@@ -54,10 +57,10 @@ def speed(busy: bool, spins: str | None) -> float:
     return float(made.stdout)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/contention.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     results: dict[str, Any] = {"cores": os.cpu_count(), "rounds": ROUNDS, "limit": LIMIT}
     for name, spins in (("as cdm sets it", "1000"), ("as it is by default", None)):
         pairs = [(speed(False, spins), speed(True, spins)) for _ in range(ROUNDS)]

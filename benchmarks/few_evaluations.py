@@ -83,12 +83,12 @@ def fast_settings(judge: Judge, fronts: Path, seed: int) -> SamplingConfig:
     settings = cascade.settings(sampler="dpmpp", grid="logsnr", steps=most)
     if not fronts.exists():
         return settings
-    low_res = None
+    labels, low_res = None if judge.labels is None else judge.labels[:BLOCK], None
     for stage, told, limit in zip(cascade.stages, load_json(fronts)["stages"], most, strict=True):
         point = [row for row in told["front"] if row["evaluations"] <= limit][-1]
         candidate = Candidate(point["sampler"], point["grid"], point["evaluations"])
         trials = StageTrials(
-            cascade, stage.index, settings, judge.extractor, judge.reference(stage.config.size), judge.labels, seed,
+            cascade, stage.index, settings, judge.extractor, judge.reference(stage.config.size), labels, seed,
             BLOCK, low_res, "", lambda *_: None,
         )  # fmt: skip
         settings = trials.settings_for(candidate)
@@ -174,13 +174,13 @@ def wall_clock(judge: Judge, settings: SamplingConfig, long: int, images: int) -
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", required=True, help="real images kept from training")
+    parser.add_argument("run", type=Path, nargs="?", default=Path("examples/letters"))
+    parser.add_argument("--data", help="real images kept from training; without, nothing is measured")
     parser.add_argument("--train-data", help="those trained on: for the domain extractor")
     parser.add_argument("-n", type=int, default=2048, help=f"images per arm, a multiple of {BLOCK}")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--fronts", type=Path, help="of a tuned run (RUN/tuning/fronts.json)")
-    parser.add_argument("--work", type=Path, required=True, help="features are kept here")
+    parser.add_argument("--work", type=Path, default=Path("runs/few-evaluations"), help="features are kept here")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
     parser.add_argument("--long-images", type=int, help="of that arm (default: as many as of the others)")
@@ -192,6 +192,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    if options.data is None:
+        print("few_evaluations is skipped: no --data names the real images that its distances are measured to.")
+        return
     set_threads(None)
     asked = EvaluateRequest(
         subject=str(options.run), data=options.data, train_data=options.train_data, out=options.work,

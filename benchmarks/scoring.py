@@ -1,6 +1,6 @@
 """Time and memory of scoring: FD, KID, precision, recall, density and coverage on domain features.
 
-    python benchmarks/scoring.py --out benchmarks/results/scoring.json
+    python benchmarks/scoring.py [--out benchmarks/results/scoring.json]
 
 Built-in letters at 64x64 stand for generated images, others for real ones. The domain extractor and the reference's
 features are made beforehand by an evaluation of 2,048 images, as after any first evaluation on the same data; timed
@@ -24,6 +24,7 @@ import tyro
 from cdm.data.letters import draw
 
 SIDE, SEED, WARM_UP = 64, 5, 2048
+DATA, EXTRACTOR = "builtin:letters", "domain"
 MOST_SECONDS, MOST_BYTES = 120.0, 2e9
 
 
@@ -39,18 +40,19 @@ def write_letters(path: Path, count: int) -> None:
 
 def score(images: Path, out: Path, cache: Path) -> tuple[float, int]:
     """Seconds and peak bytes of one evaluation."""
-    command = [sys.executable, "-m", "cdm.cli.main", "evaluate", str(images), "--data", "builtin:letters"]
-    command += ["--metrics", "fd,kid,prdc", "--extractors", "domain", "--out", str(out)]
+    command = [sys.executable, "-m", "cdm.cli.main", "evaluate", str(images), "--data", DATA]
+    command += ["--metrics", "fd,kid,prdc", "--extractors", EXTRACTOR, "--out", str(out)]
     began = time.perf_counter()
     child = subprocess.Popen(command, env=os.environ | {"CDM_CACHE": str(cache)})
     _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"the evaluation failed with {os.waitstatus_to_exitcode(status)}")
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"the evaluation failed with {child.returncode}")
     return time.perf_counter() - began, usage.ru_maxrss * 1024
 
 
-def main(out: Path, counts: tuple[int, ...] = (10_000, 50_000)) -> int:
-    """Time evaluations of so many images."""
+def main(out: Path = Path("benchmarks/results/scoring.json"), counts: tuple[int, ...] = (10_000, 50_000)) -> int:
+    """Time evaluations of so many images. Returns 1 where one is over its limit."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -61,6 +63,7 @@ def main(out: Path, counts: tuple[int, ...] = (10_000, 50_000)) -> int:
             seconds, peak = score(here / "images.npz", here / f"report-{count}", here / "cache")
             rows.append({"images": count, "seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)})
             print(rows[-1])
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         json.dumps({"side": SIDE, "cores": os.cpu_count(), "torch": torch.__version__, "runs": rows}, indent=1)
     )

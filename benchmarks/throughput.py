@@ -2,209 +2,246 @@
 
     python benchmarks/throughput.py --peer guided-diffusion=PATH [--cases base64-32px] [--compile] [--out FILE]
 
-PATH is a checkout of github.com/openai/guided-diffusion, which the caller brings; diffusers is measured where it is
-installed. First a check that the nets are the same: the peer's weights are loaded into ours, and outputs, parameters
-and FLOPs are compared; a difference ends the run. Then all take turns, in one process: every round times each contender
-once, and the ratios are of one round's pairs, so a busy moment hits both.
+PATH is a checkout of github.com/openai/guided-diffusion, which the caller brings; diffusers,
+denoising-diffusion-pytorch and imagen-pytorch are measured where they are installed. What is missing or fails is
+skipped by name. First a check that our net and those of guided-diffusion and diffusers are the same: the peer's weights
+are loaded into ours, and outputs, parameters and FLOPs are compared; a difference ends the run. The other two keep
+their own architecture with about as many parameters, and have a table of their own. Then all take turns, in one
+process: every round times each contender once, and the ratios are of one round's pairs, so a busy moment hits both.
 
 Training: forward, backward, clipping of gradients, AdamW, one average of the weights. Ours is the whole update of
 ``cdm train`` (it draws levels and noise too); a peer gets them ready-made. Sampling: one forward pass, no gradients.
+GFLOP/s: images per second times the GFLOPs of the net's forward pass on an image, three times that in training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import diffusers_unet, guided_diffusion, ours
+from peers import guided_diffusion, ours, training
+from peers.bounds import convolutions_alone, matmul_peak
 from peers.cases import CASES, Case, Contender, inputs, wake
+from peers.roster import OtherPeer, Present, folders, present, release, short
+from peers.timing import alternate, counted, parameters, spread
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from cdm.cli.say import say
+from cdm.errors import UserError
 from cdm.nn.unet import UNet
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 
 SAME_OUTPUT, SAME_FLOPS = 1e-5, 0.01
+PASSES = {"train": 3, "forward": 1}  # a backward pass costs two forward passes
 
 
 # ---- the same network ------------------------------------------------------------------------------------------------
 
 
+def own_size(case: Case) -> tuple[UNet, dict[str, int]]:
+    """Our net on the CPU; its parameters, and FLOPs of an image."""
+    net = ours.with_groups(UNet(ours.net_config(case)))
+    return net, {"parameters": parameters(net), "flops": image_flops(case, net, None, None)}
+
+
+def image_flops(case: Case, net: nn.Module, *more: None) -> int:
+    x, told, _ = inputs(case, torch.device("cpu"))
+    return counted(lambda: net(x[:1], told[:1], *more))[1]
+
+
 @torch.no_grad()
 def check_same(case: Case, peer: nn.Module, copy_into: Callable[[nn.Module, Any], None]) -> dict[str, float]:
     """Relative difference of the outputs in float32, parameters and FLOPs of an image; raises where they differ."""
-    net = ours.with_groups(UNet(ours.net_config(case)))
+    net, size = own_size(case)
     wake(peer)
     copy_into(net, peer)
     x, told, _ = inputs(case, torch.device("cpu"))
-    x, told = x[:1], told[:1]
-
-    def counted(call: Callable[[], Any]) -> tuple[Any, int]:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            out = call()
-        return out, counter.get_total_flops()
-
-    mine, own_flops = counted(lambda: net(x, told, None, None))
-    theirs, flops = counted(lambda: peer(x, told))
+    mine, theirs = net(x[:1], told[:1], None, None), peer(x[:1], told[:1])
     theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.sample
-    parameters = [sum(p.numel() for p in each.parameters()) for each in (net, peer)]
+    sizes, flops = [size["parameters"], parameters(peer)], [size["flops"], image_flops(case, peer)]
     difference = float((mine - theirs).norm() / theirs.norm())
     assert difference < SAME_OUTPUT, f"{case.name}: outputs differ by {difference:.1e}"
-    assert parameters[0] == parameters[1], f"{case.name}: {parameters} parameters"
-    assert abs(own_flops / flops - 1) < SAME_FLOPS, f"{case.name}: {own_flops} and {flops} FLOPs"
-    return {"output_difference": difference, "parameters": parameters[0], "flops": own_flops, "peer_flops": flops}
-
-
-# ---- timing ----------------------------------------------------------------------------------------------------------
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(call: Callable[[], object], count: int, device: torch.device) -> float:
-    """Seconds of ``count`` calls."""
-    synchronise(device)
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    synchronise(device)
-    return time.perf_counter() - begin
-
-
-def alternate(
-    contenders: list[Contender], what: str, rounds: int, seconds: float, device: torch.device
-) -> dict[str, list[float]]:
-    """Images per second of each round; ``seconds`` of each contender in each."""
-    calls = {c.name: getattr(c, what) for c in contenders}
-    counts = {}
-    for name, call in calls.items():
-        timed(call, 5, device)  # compiles, records, fills caches
-        counts[name] = max(1, round(seconds / (timed(call, 2, device) / 2)))
-    rates: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for _ in range(rounds):
-        for c in contenders:
-            rates[c.name].append(counts[c.name] * c.batch / timed(calls[c.name], counts[c.name], device))
-    return rates
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-# ---- bounds ----------------------------------------------------------------------------------------------------------
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the fastest of a few large matrix products on random data."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    timed(lambda: a @ b, 3, device)
-    return max(2 * side**3 / timed(lambda: a @ b, 3, device) * 3 for _ in range(3))
-
-
-def convolutions_alone(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Images per second if nothing but the net's convolutions and linear layers ran, each timed by itself with its own
-    shapes, channels-last: forward alone, and forward with backward (no input gradient at the first)."""
-    net = ours.build(case, device, torch.float32).net
-    met: dict[Any, list[Any]] = {}
-
-    def note(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
-        weight: Any = module.weight
-        kind = (tuple(given[0].shape), tuple(weight.shape), getattr(module, "stride", None))
-        met.setdefault(kind, [module, given[0], 0])[2] += 1
-
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(note)
-    x, told, _ = inputs(case, device)
-    with torch.no_grad():
-        net(x, told, None, None)
-    forward = both = 0.0
-    for module, given, count in list(met.values()):
-        module._forward_hooks.clear()
-        module.to(dtype)
-        x = given.detach().to(dtype)
-        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        x.requires_grad_(True)
-        with torch.no_grad():
-            out = module(x)
-        grad = torch.randn_like(out)
-
-        def step(module: nn.Module = module, x: torch.Tensor = x, grad: torch.Tensor = grad) -> None:
-            module(x).backward(grad)
-
-        @torch.no_grad()
-        def passed(module: nn.Module = module, x: torch.Tensor = x) -> None:
-            module(x)
-
-        for call, which in ((passed, 0), (step, 1)):
-            timed(call, 2, device)
-            repeats = max(3, round(0.1 / (timed(call, 2, device) / 2 + 1e-9)))
-            best = min(timed(call, repeats, device) / repeats for _ in range(3)) * count
-            forward, both = (forward + best, both) if which == 0 else (forward, both + best)
-    return {"forward": case.batch / forward, "train": case.batch / both}
+    assert sizes[0] == sizes[1], f"{case.name}: {sizes} parameters"
+    assert abs(flops[0] / flops[1] - 1) < SAME_FLOPS, f"{case.name}: {flops} FLOPs"
+    return {"output_difference": difference, "parameters": sizes[0], "flops": flops[0], "peer_flops": flops[1]}
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 
-def build_contenders(
-    case: Case, device: torch.device, peer: Path | None, compiled: bool
-) -> Iterator[Callable[[], Contender]]:
-    dtype = choose_dtype("auto", device)
-    yield lambda: ours.contender(case, device, dtype)
-    if peer is not None:
+def attempt(label: str, make: Callable[[], Contender], left_out: set[str]) -> list[Contender]:
+    """The contender after one update and one pass; nothing where it fails, which is said once for all cases."""
+    if label in left_out:
+        return []
+    try:
+        made = make()
+        made.train()
+        made.forward()
+    except Exception as error:  # a foreign net or a compiler may raise anything
+        left_out.add(label)
+        say(f"{label} is left out from here on: it fails ({short(error)}).")
+        return []
+    return [made]
+
+
+def compared(rates: dict[str, list[float]], mine: str, names: Sequence[str]) -> dict[str, Any]:
+    """Images per second of ours and these peers, and ours over theirs, round by round."""
+    quotients = {name: [a / b for a, b in zip(rates[mine], rates[name], strict=True)] for name in names}
+    return {
+        "images_per_s": {name: spread(rates[name]) for name in (mine, *names)},
+        "ratio": {name: spread(values) for name, values in quotients.items()},
+    }
+
+
+def tell(what: str, mine: str, told: dict[str, Any]) -> None:
+    for name, rate in told["images_per_s"].items():
+        line = f"  {what:8}{name:55}{rate['median']:10.1f} images/s"
+        if "gflop_per_s" in told:
+            line += f"{told['gflop_per_s'][name]['median']:10.1f} GFLOP/s"
+        if name != mine:
+            for ratio, which in (("ratio", "ours is"), ("ratio_of_gflop_per_s", "by FLOPs")):
+                if ratio in told:
+                    each = told[ratio][name]
+                    line += f"   {which} {each['median']:.2f} times ({each['min']:.2f} to {each['max']:.2f})"
+        print(line, flush=True)
+
+
+def by_flops(told: dict[str, Any], mine: str, flops: dict[str, int], passes: int) -> dict[str, Any]:
+    """The same with the arithmetic that each net does in a second. flops: of each contender's pass on an image."""
+
+    def times(figures: dict[str, float], factor: float) -> dict[str, float]:
+        return {name: value * factor for name, value in figures.items()}
+
+    return told | {
+        "gflop_per_s": {n: times(v, passes * flops[n] / 1e9) for n, v in told["images_per_s"].items()},
+        "ratio_of_gflop_per_s": {n: times(v, flops[mine] / flops[n]) for n, v in told["ratio"].items()},
+    }
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """All that take turns, ours first. same: names of those with our net. sizes: of peers with a net of their own.
+    flops: of a pass on an image, of ours and of each contender with a net of its own."""
+
+    contenders: list[Contender]
+    same: list[str]
+    sizes: dict[str, dict[str, int]]
+    flops: dict[str, int]
+
+
+def own_architecture(
+    peer: OtherPeer, case: Case, wanted: int, device: torch.device, mode: str, sizes: dict[str, dict[str, int]]
+) -> Contender:
+    net, countable, width = peer.build(case, wanted)
+    sizes[peer.name] = {"width": width, "parameters": parameters(net), "flops": image_flops(case, countable)}
+    return training.contender(peer.name, net, case, device, mode, lambda out: out)
+
+
+def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int], left_out: set[str]) -> LineUp:
+    contenders = [ours.contender(case, device, choose_dtype("auto", device))]
+    for peer in peers.same:
+        for mode in peer.modes:
+            make = partial(peer.contender, case, device, mode)
+            contenders += attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
+    names = [c.name for c in contenders[1:]]
+    sizes: dict[str, dict[str, int]] = {}
+    flops = {contenders[0].name: own["flops"]}
+    for peer in peers.others:
         for mode in ("documented", "best"):
-            yield lambda mode=mode: guided_diffusion.contender(peer, case, device, mode)
-    if find_spec("diffusers"):
-        for mode in ("documented", "best", *(("compiled",) if compiled else ())):
-            yield lambda mode=mode: diffusers_unet.contender(case, device, mode)
+            make = partial(own_architecture, peer, case, own["parameters"], device, mode, sizes)
+            made = attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
+            contenders += made
+            flops |= {c.name: sizes[peer.name]["flops"] for c in made}
+    return LineUp(contenders, names, sizes, flops)
 
 
-def measure(case: Case, device: torch.device, peer: Path | None, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    case: Case, device: torch.device, peers: Present, left_out: set[str], options: argparse.Namespace
+) -> dict[str, Any]:
     print(f"\n{case.name}: {case.size} pixels, batch {case.batch}", flush=True)
-    same: dict[str, Any] = {}
-    if peer is not None:
-        same["guided-diffusion"] = check_same(case, guided_diffusion.build(peer, case), guided_diffusion.copy_into)
-    if find_spec("diffusers"):
-        same["diffusers"] = check_same(case, diffusers_unet.build(case), diffusers_unet.copy_into)
-    contenders = [make() for make in build_contenders(case, device, peer, options.compile)]
-    mine = contenders[0].name
-    dtype = choose_dtype("auto", device)
+    own, dtype = own_size(case)[1], choose_dtype("auto", device)
+    same = {peer.name: check_same(case, peer.build(case), peer.copy_into) for peer in peers.same}
+    line = line_up(case, device, peers, own, left_out)
+    mine, *others = line.flops
     peak = matmul_peak(device, dtype)
-    flops = next(iter(same.values()))["flops"] if same else 0
-    result: dict[str, Any] = {"same": same, "batch": case.batch, "matmul_peak_tflops": peak / 1e12}
+    result: dict[str, Any] = {"own": own, "same": same, "batch": case.batch, "matmul_peak_tflops": peak / 1e12}
     if device.type == "cpu":
         result["convolutions_alone"] = convolutions_alone(case, device, dtype)
-    for what in ("train", "forward"):
-        rates = alternate(contenders, what, options.rounds, options.seconds, device)
-        result[what] = {"images_per_s": {name: spread(values) for name, values in rates.items()}, "ratio": {}}
-        own = statistics.median(rates[mine])
-        result[what]["share_of_matmul_peak"] = own * flops * (3 if what == "train" else 1) / peak
+    if others:
+        result["own_architecture"] = {"sizes": line.sizes}
+    for what, passes in PASSES.items():
+        rates = alternate(line.contenders, what, options.rounds, options.seconds, device)
+        result[what] = compared(rates, mine, line.same)
+        per_s = statistics.median(rates[mine])
+        result[what]["share_of_matmul_peak"] = per_s * own["flops"] * passes / peak
         if device.type == "cpu":
-            result[what]["share_of_convolutions_alone"] = own / result["convolutions_alone"][what]
-        for name, values in rates.items():
-            ratio = spread([a / b for a, b in zip(rates[mine], values, strict=True)])
-            line = f"  {what:8}{name:45}{statistics.median(values):10.1f} images/s"
-            if name != mine:
-                result[what]["ratio"][name] = ratio
-                line += f"   ours is {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
-            print(line, flush=True)
+            result[what]["share_of_convolutions_alone"] = per_s / result["convolutions_alone"][what]
+        tell(what, mine, result[what])
+        if others:
+            told = by_flops(compared(rates, mine, others), mine, line.flops, passes)
+            result["own_architecture"][what] = told
+            tell(what, mine, told)
     return result
 
 
-def main() -> None:
+def machine(device: torch.device) -> str:
+    """The GPU, or the processor and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+
+
+def chosen(names: str) -> list[Case]:
+    known = {case.name: case for case in CASES}
+    unknown = [name for name in names.split(",") if name not in known]
+    if unknown:
+        raise UserError(f"unknown case {unknown[0]!r} in --cases; expected some of {', '.join(known)}.")
+    return [case for name, case in known.items() if name in names.split(",")]
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.rounds < 1 or options.seconds <= 0:
+        raise UserError(
+            f"got --rounds {options.rounds} and --seconds {options.seconds:g}; expected at least 1 and above 0."
+        )
+    cases, brought = chosen(options.cases), folders(options.peer)
+    device, threads = choose_device(options.device), set_threads(options.threads)
+    peers = present(brought, options.compile, say)
+    guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
+    results: dict[str, Any] = {
+        "device": machine(device),
+        "threads": threads,
+        "torch": torch.__version__,
+        "precision": precision_name(choose_dtype("auto", device)),
+        "guided_diffusion_commit": guided_diffusion.commit(guided) if guided else None,
+        "versions": {peer.name: release(peer.name) for peer in (*peers.same, *peers.others)},
+        "rounds": options.rounds,
+        "cases": {},
+    }
+    left_out: set[str] = set()
+    for case in cases:
+        results["cases"][case.name] = measure(case, device, peers, left_out, options)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten to {options.out}")
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--peer", action="append", default=[], metavar="guided-diffusion=PATH")
     parser.add_argument("--cases", default="base64-32px,base32-16px", help=", ".join(c.name for c in CASES))
@@ -214,25 +251,11 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.json"))
-    options = parser.parse_args()
-    device, threads = choose_device(options.device), set_threads(options.threads)
-    brought = dict(each.split("=", 1) for each in options.peer)
-    peer = Path(brought["guided-diffusion"]).resolve() if "guided-diffusion" in brought else None
-    names = options.cases.split(",")
-    results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": threads,
-        "torch": torch.__version__,
-        "precision": precision_name(choose_dtype("auto", device)),
-        "guided_diffusion_commit": guided_diffusion.commit(peer) if peer else None,
-        "rounds": options.rounds,
-        "cases": {},
-    }
-    for case in (c for c in CASES if c.name in names):
-        results["cases"][case.name] = measure(case, device, peer, options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {options.out}")
+    try:
+        run(parser.parse_args(argv))
+    except UserError as error:
+        print(f"throughput: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

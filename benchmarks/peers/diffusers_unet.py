@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from peers.cases import Case, Contender, copy_pairs, inputs, layers, wake
-
-EMA_RATE = 0.9999
+from peers import training
+from peers.cases import Case, Contender, copy_pairs, layers, wake
 
 
 def build(case: Case) -> nn.Module:
@@ -84,34 +83,6 @@ def _layers(block: Any, resamplers: Any) -> list[Any]:
 
 
 def contender(case: Case, device: torch.device, mode: str) -> Contender:
-    """``mode``: "documented" (float32), "best" (bf16 autocast, channels-last, fused AdamW) or "compiled" (the same,
-    compiled)."""
-    documented = mode == "documented"
     net = build(case)
     wake(net)
-    net.to(device)
-    if not documented:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x, told, target = inputs(case, device)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=not documented)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=None if documented else True)
-    params = list(net.parameters())
-    averages = [p.detach().clone() for p in params]
-    run: Any = torch.compile(net) if mode == "compiled" else net
-
-    def train() -> None:
-        optimizer.zero_grad()
-        with amp:
-            out = run(x, told).sample
-        (out.float() - target).square().mean().backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - EMA_RATE)
-
-    @torch.no_grad()
-    def forward() -> object:
-        with amp:
-            return run(x, told).sample
-
-    names = {"documented": "float32, as documented", "best": "bf16 channels-last", "compiled": "bf16, compiled"}
-    return Contender(f"diffusers, {names[mode]}", train, forward, net, case.batch)
+    return training.contender("diffusers", net, case, device, mode, lambda out: out.sample)

@@ -17,6 +17,7 @@ from torch import nn
 from peers.cases import Case, Contender, copy_pairs, inputs, layers, wake
 
 EMA_RATE = 0.9999  # its default
+NET = "guided_diffusion/unet.py"
 
 
 def commit(folder: Path) -> str:
@@ -28,11 +29,14 @@ def commit(folder: Path) -> str:
     return found.stdout.strip() or "unknown"
 
 
-def build(folder: Path, case: Case, *, fp16: bool = False) -> nn.Module:
+def load(folder: Path, module: str) -> Any:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    unet: Any = import_module("guided_diffusion.unet")
-    return unet.UNetModel(
+    return import_module(f"guided_diffusion.{module}")
+
+
+def build(folder: Path, case: Case, *, fp16: bool = False) -> nn.Module:
+    return load(folder, "unet").UNetModel(
         image_size=case.size,
         in_channels=3,
         model_channels=case.width,
@@ -81,10 +85,8 @@ def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Cont
     """``mode``: "documented" (float32, its own fp16 on a GPU) or "best" (bf16 autocast, channels-last, fused AdamW)."""
     documented = mode == "documented"
     fp16 = documented and device.type == "cuda"
-    util: Any
     net = build(folder, case, fp16=fp16)
-    util = import_module("guided_diffusion.fp16_util")
-    nn_util: Any = import_module("guided_diffusion.nn")
+    util, nn_util = (load(folder, module) for module in ("fp16_util", "nn"))
     wake(net)
     net.to(device)
     if not documented:

@@ -2,15 +2,23 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from benchmarks.throughput import check_same, diffusers_unet
+from benchmarks.throughput import by_flops, check_same, compared
+from peers import bounds, diffusers_unet, roster
 from peers.cases import CASES, Case
+from peers.ours import net_config
+from peers.timing import parameters
 
 from benchmarks import throughput
+from cdm.nn.unet import UNet
 
 TINY = Case("tiny", 16, 2, 32, (1, 2), 1, (8,), head_channels=32)
 
@@ -35,14 +43,145 @@ def test_another_network_is_told() -> None:
         check_same(TINY, peer, copy_wrongly)
 
 
-def test_it_times_all_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def measure(tmp_path: Path, *more: str) -> dict[str, Any]:
     out = tmp_path / "throughput.json"
+    throughput.main([*"--cases tiny --rounds 2 --seconds 0.01 --device cpu --out".split(), str(out), *more])
+    return json.loads(out.read_text())["cases"]["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "CASES", (TINY,))
-    monkeypatch.setattr(sys, "argv", f"x --cases tiny --rounds 2 --seconds 0.01 --device cpu --out {out}".split())
-    throughput.main()
-    case = json.loads(out.read_text())["cases"]["tiny"]
+
+
+@pytest.fixture
+def no_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stated instead of measured, which takes most of the time."""
+    monkeypatch.setattr(throughput, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "convolutions_alone", lambda *_: {"forward": 1000.0, "train": 300.0})
+
+
+def test_it_times_all_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bounds, "SIDES", {"cpu": 128})
+    monkeypatch.setattr(bounds, "SECONDS", 0.001)
+    case = measure(tmp_path)
     assert case["same"].keys() == {"diffusers"}
     for what in ("train", "forward"):
         rates = case[what]["images_per_s"]
         assert len(rates) == 3 and all(0 < each["min"] <= each["median"] <= each["max"] for each in rates.values())
         assert len(case[what]["ratio"]) == 2 and case[what]["share_of_convolutions_alone"] > 0
+    assert "guided-diffusion is skipped: no --peer" in capsys.readouterr().out
+
+
+def test_ratios_are_of_one_round_and_shares_of_arithmetic() -> None:
+    rates = {"ours": [2.0, 8.0, 3.0], "theirs": [1.0, 2.0, 6.0]}
+    told = compared(rates, "ours", ["theirs"])
+    assert told["ratio"] == {"theirs": {"min": 0.5, "median": 2.0, "max": 4.0}}
+    more = by_flops(told, "ours", {"ours": 10**9, "theirs": 4 * 10**9}, passes=3)
+    assert more["gflop_per_s"]["ours"]["median"] == 9 and more["gflop_per_s"]["theirs"]["median"] == 24
+    assert more["ratio_of_gflop_per_s"] == {"theirs": {"min": 0.125, "median": 0.5, "max": 1.0}}
+
+
+OWN_NET = """
+from torch import nn
+from torchvision import transforms, utils
+
+class Unet(nn.Module):
+    def __init__(self, dim, dim_mults, flash_attn):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(a, b, 1) for a, b in ((3, dim), (dim, dim), (dim, 3))))
+
+    def forward(self, x, time):
+        return self.layers(x)
+"""
+
+
+@pytest.mark.usefixtures("no_bounds")
+def test_peers_with_other_nets_have_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stand-ins for both: one that names torchvision and works, one that cannot be imported."""
+    for name, text in (("denoising_diffusion_pytorch", OWN_NET), ("imagen_pytorch", "raise RuntimeError('no op\\nx')")):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is taken out again
+        del sys.modules[name]
+    for name in ("transformers", "datasets"):  # imagen-pytorch's
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(T5Config=type("T5Config", (), {"from_pretrained": 0})))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = measure(tmp_path)["own_architecture"]
+    assert "imagen-pytorch is skipped: it cannot be imported (RuntimeError: no op).\n" in capsys.readouterr().out
+    assert "torchvision" not in sys.modules
+    ((name, size),) = own["sizes"].items()
+    width, wanted = size["width"], parameters(UNet(net_config(TINY)))
+
+    def count(width: int) -> int:
+        return width * width + 8 * width + 3
+
+    assert name == "denoising-diffusion-pytorch" and size["parameters"] == count(width) and width % 8 == 0
+    assert abs(count(width) - wanted) <= min(abs(count(width - 8) - wanted), abs(count(width + 8) - wanted))
+    assert size["flops"] == 2 * 16 * 16 * (width * width + 6 * width)
+    for what in ("train", "forward"):
+        assert len(own[what]["ratio"]) == len(own[what]["ratio_of_gflop_per_s"]) == 2
+
+
+def compiler(how: str) -> Callable[[torch.nn.Module], Any]:
+    """One that only traces, which takes seconds, or one that fails at the first call."""
+    if how == "works":
+        return partial(torch.compile, backend="eager")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nwith details")
+
+    return lambda net: fails
+
+
+@pytest.mark.usefixtures("no_bounds")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call")
+@pytest.mark.parametrize("how", ["works", "fails"])
+def test_a_compiler_that_fails_is_done_without(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler(how))
+    monkeypatch.setattr(throughput, "CASES", (TINY, replace(TINY, name="tiny again")))
+    rates = measure(tmp_path, "--compile", "--cases", "tiny,tiny again")["train"]["images_per_s"]
+    said = "diffusers, bf16, compiled is left out from here on: it fails (RuntimeError: no C++ compiler).\n"
+    assert ("diffusers, bf16, compiled" in rates) == (how == "works")
+    assert capsys.readouterr().out.count(said) == (how == "fails")
+
+
+@pytest.mark.usefixtures("no_bounds")
+def test_a_folder_without_the_peer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = measure(tmp_path, "--peer", f"guided-diffusion={tmp_path}")
+    assert f"guided-diffusion is skipped: {tmp_path} has no guided_diffusion/unet.py.\n" in capsys.readouterr().out
+    assert case["same"].keys() == {"diffusers"}
+
+
+@pytest.mark.usefixtures("no_bounds")
+def test_a_package_that_is_not_installed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(roster, "find_spec", lambda name: None)
+    case = measure(tmp_path)
+    said = capsys.readouterr().out
+    for name in ("diffusers", "denoising-diffusion-pytorch", "imagen-pytorch"):
+        assert f"{name} is skipped: it is not installed.\n" in said
+    assert case["same"] == {} and list(case["train"]["images_per_s"]) and case["train"]["share_of_matmul_peak"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cases tiny,large", "unknown case 'large' in --cases; expected some of tiny"),
+        ("--peer mine=.", "--peer is 'mine=.'; expected guided-diffusion=PATH"),
+        ("--peer guided-diffusion", "--peer is 'guided-diffusion'; expected guided-diffusion=PATH"),
+        ("--rounds 0", "got --rounds 0 and --seconds 1; expected at least 1 and above 0"),
+        ("--device abacus", "unknown device 'abacus'"),
+    ],
+)
+def test_bad_options_are_one_sentence(options: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        throughput.main(["--cases", "tiny", *options.split()])
+    said = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and len(said) == 1 and said[0].startswith("throughput: ") and words in said[0]
