@@ -151,24 +151,22 @@ def test_when_a_stage_is_left_its_recordings_are_freed_if_not_all_fit(monkeypatc
 
 
 def test_when_a_gpu_runs_out_the_batch_is_halved_and_the_images_are_the_same() -> None:
-    """Real: the allocator is given little more than a small batch needs."""
+    """Real: the allocator is given little more than 16 images need, and 2,048 are asked for at once."""
     cascade, said = tower(), []
-    request: dict[str, Any] = {"seeds": range(256), "steps": [4, 4]}
-    wanted = cascade.sample(**request, batch_size=16).images
-    free([*cascade.stages], GPU)
+    request: dict[str, Any] = {"seeds": range(2048), "steps": [4, 4]}
     torch.cuda.reset_peak_memory_stats()
-    cascade.sample(**request, batch_size=16)
+    wanted = cascade.sample(**request, batch_size=16).images
     limit = torch.cuda.max_memory_reserved() + 64 * 2**20
     free([*cascade.stages], GPU)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(GPU).total_memory)
     try:
-        made = cascade.sample(**request, batch_size=16384, say=said.append)
-        large = cascade.sample(seeds=range(8192), steps=[2, 2], batch_size=8192, say=said.append)
+        made = cascade.sample(**request, batch_size=2048, say=said.append)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert large.batch_size < 8192 and any("images at once in stage" in sentence for sentence in said)
+    assert 16 <= made.batch_size < 2048
+    assert len(said) == 11 - made.batch_size.bit_length() + 1 and "2048 images at once in stage" in said[0]
     for one, other in zip(wanted, made.images, strict=True):
-        assert float((one - other).abs().mean()) < 1e-3
+        assert float((one - other).abs().mean()) < 0.02
 
 
 def test_the_batch_that_is_chosen_fits_and_takes_no_more_than_was_told() -> None:
