@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from cdm.denoiser import NetDenoiser
 from cdm.errors import UserError, is_out_of_memory
 from cdm.nn.flops import estimate_forward_memory
 from cdm.runtime import free_memory, total_memory
@@ -26,8 +27,10 @@ T = TypeVar("T")
 
 
 def bytes_per_image(stage: Stage) -> int:
-    """Of activations, in sampling."""
-    net = estimate_forward_memory(stage.config.net, stage.denoiser.dtype)
+    """Of activations, in sampling. A denoiser that stands in for the stage's own counts as float32."""
+    denoiser = stage.denoiser
+    dtype = denoiser.dtype if isinstance(denoiser, NetDenoiser) else torch.float32
+    net = estimate_forward_memory(stage.config.net, dtype)
     return net + FLOAT_IMAGES * torch.float32.itemsize * prod(stage.shape)
 
 
@@ -61,7 +64,8 @@ def fit_together(stages: Sequence[Stage], device: torch.device, batch_size: int)
 def free(stages: Sequence[Stage], device: torch.device) -> None:
     """Give back what recordings and torch's own store hold."""
     for stage in stages:
-        stage.denoiser.forget()
+        if isinstance(stage.denoiser, NetDenoiser):
+            stage.denoiser.forget()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -253,15 +253,14 @@ class Cascade:
     def _turn(self, stage: Stage, running: Sequence[Stage], batches: Batches) -> Iterator[None]:
         """``stage`` on the device. Afterwards nothing of it stays there that another stage would lack: neither
         offloaded weights nor the activations that recordings hold."""
-        dtype = stage.denoiser.dtype
         if self.offload:
             with enough_memory(f"the weights of stage {stage.index}"):
-                stage.to(self.device, dtype)
+                stage.to(self.device, stage.denoiser.dtype)
         try:
             yield
         finally:
             if self.offload:
-                stage.to("cpu", dtype)
+                stage.to("cpu", stage.denoiser.dtype)
             if self.offload or not fit_together(running, self.device, batches.size):
                 free([stage], self.device)
 
