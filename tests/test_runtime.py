@@ -8,8 +8,18 @@ import re
 import pytest
 import torch
 
+import cdm.runtime
 from cdm.errors import UserError
-from cdm.runtime import PRECISIONS, choose_device, choose_dtype, has_fast_bf16, precision_name, set_threads
+from cdm.runtime import (
+    PRECISIONS,
+    choose_device,
+    choose_dtype,
+    free_memory,
+    has_fast_bf16,
+    precision_name,
+    set_threads,
+    total_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -72,3 +82,14 @@ def test_threads():
         assert set_threads(4 * (os.cpu_count() or 1)) >= 4
     finally:
         torch.set_num_threads(before)
+
+
+def test_memory_is_the_machines_or_what_its_container_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(cdm.runtime, "_LIMITS", ())
+    machine = total_memory()
+    assert 2**28 < free_memory() <= machine == total_memory(CPU)
+    limits = {"none": "max\n", "small": "300000000\n", "more than there is": "9223372036854771712\n"}
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(cdm.runtime, "_LIMITS", (str(tmp_path / "missing"), str(tmp_path / name)))
+        assert total_memory() == (300_000_000 if name == "small" else machine)

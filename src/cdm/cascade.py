@@ -7,8 +7,9 @@ result.images[-1]  # float32 [3, C, H, W] in [-1, 1]; result.images[0] is the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cdm.artifacts import load_json, told_by_path
+from cdm.batching import Batches, choose_batch_size, enough_memory, fit_together, free
 from cdm.conditioning import quantise, upsample
 from cdm.config import CascadeConfig, ConfigError, SamplingConfig, from_dict
 from cdm.errors import UserError
 from cdm.noise.schedule import AUG_LOGSNR_MAX
-from cdm.rng import Purpose, Rng
+from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype
-from cdm.samplers import SAMPLERS, num_evaluations
-from cdm.samplers.base import clip_dynamically, clip_to_range
-from cdm.settings import make_settings, of_stage, stage_grid
+from cdm.settings import make_settings
 from cdm.stage import Stage, build_stage, check_config, load_weights
+from cdm.stage_run import Progress, run_stage
 from cdm.types import Cond, Image, Labels
 
 StageImage = Float[Tensor, "b c _ _"]
 """A batch of images of one stage among those of others, of another size."""
-
-Progress = Callable[[int, int, int, Image], None]
-"""``progress(stage, done, total, preview)`` after every sampler step; preview is x0_hat of the images under way."""
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -50,6 +48,7 @@ class Samples:
         truncated one, its last estimate of the clean image.
     labels: int64 ``[B]`` or None. seeds: int64 ``[B]``.
     evaluations: network evaluations per stage and image. saved_evaluations: those that truncation spared.
+    batch_size: images at once in the end, fewer than at first where the memory ran out.
     """
 
     images: tuple[StageImage, ...]
@@ -57,15 +56,27 @@ class Samples:
     seeds: Int64[Tensor, " b"]
     evaluations: tuple[int, ...]
     saved_evaluations: tuple[int, ...]
+    batch_size: int
 
 
 class Cascade:
-    """Ordered stages from the base up."""
+    """Ordered stages from the base up, which compute on ``device``.
 
-    def __init__(self, config: CascadeConfig, stages: Sequence[Stage], device: torch.device | str = "cpu") -> None:
+    ``offload``: weights stay in the machine's memory and go to ``device`` for their stage's turn only, as images do.
+    """
+
+    def __init__(
+        self,
+        config: CascadeConfig,
+        stages: Sequence[Stage],
+        device: torch.device | str = "cpu",
+        *,
+        offload: bool = False,
+    ) -> None:
         self.config = config
         self.stages = tuple(stages)
         self.device = torch.device(device)
+        self.offload = offload
 
     @classmethod
     def load(
@@ -76,21 +87,25 @@ class Cascade:
         device: str | None = None,
         precision: str = "auto",
         stages: Sequence[int] | None = None,
+        offload: bool = False,
     ) -> Cascade:
         """Read a run folder. ``weights``: ``ema``, ``raw`` or a profile (see ``stage.load_weights``). ``precision``:
         ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``; the weights are held in it
-        too. ``stages``: the first so many only, as ``range(2)``; the others are not needed to be trained."""
+        too. ``stages``: the first so many only, as ``range(2)``; the others are not needed to be trained. ``offload``:
+        see ``Cascade``; on a CPU it changes nothing."""
         run = Path(run)
         config = load_config(run)
         chosen = choose_device(device)
         dtype = choose_dtype(precision, chosen)
+        offload = offload and chosen.type != "cpu"
         built = []
         for index in range(len(config.stages)) if stages is None else _first(stages, config, run):
             stage = build_stage(config.stages[index], index, num_classes=config.num_classes, levels=config.data.levels)
             check_config(stage.config, run / stage.name)
             load_weights(stage, run / stage.name, weights)
-            built.append(stage.to(chosen, dtype).for_sampling())
-        return cls(config, built, chosen)
+            with enough_memory(f"the weights of stage {index}"):
+                built.append(stage.to("cpu" if offload else chosen, dtype).for_sampling())
+        return cls(config, built, chosen, offload=offload)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -122,10 +137,11 @@ class Cascade:
         hand_over: str | None = None,
         stop_after: int | None = None,
         low_res: Image | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Samples:
-        """Sample images through the cascade.
+        """Sample images through the cascade, all through one stage before the next.
 
         labels: class index per image; None for the null label (or a model without classes).
         seeds: one number per image; it alone decides the image's noise, so neither the label nor the batch matters.
@@ -134,6 +150,8 @@ class Cascade:
         stop_after: the last stage to run; None: all.
         low_res: clean images ``[B, C, h, w]`` in [-1, 1] at the base's resolution, put in place of the base's own (the
             SR stages run on them).
+        batch_size: images at once; None: see ``auto_batch_size``. Halved when the memory runs out, and ``say``
+            is told.
 
         Raises:
             UserError: anything that cannot work; found before the first network evaluation.
@@ -147,7 +165,7 @@ class Cascade:
         last = len(self.stages) - 1 if stop_after is None else stop_after
         if not 0 <= last < len(self.stages):
             raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise UserError(f"got batch_size {batch_size}; expected at least 1.")
         all_labels = None if labels is None else _integers("labels", labels)
         all_seeds = None if seeds is None else _integers("seeds", seeds)
@@ -159,13 +177,53 @@ class Cascade:
         for stage in running:
             stage.check_labels(all_labels, count)
         stops = {stage.index: self._truncation(stage, settings) for stage in running[:-1]}
-        everything, parts = _Chunk(all_labels, all_seeds, low_res), []
-        for begin in range(0, count, batch_size):
-            chunk = everything.rows(slice(begin, begin + batch_size), self.device)
-            parts.append(self._sample_chunk(chunk, running, settings, stops, progress))
-        images = tuple(torch.cat(stage_images) for stage_images in zip(*(part[0] for part in parts), strict=True))
-        _, evaluations, saved = parts[0]
-        return Samples(images, all_labels, all_seeds, evaluations, saved)
+        if batch_size is None:
+            batch_size = choose_batch_size(running, self.device, self.offload)
+        batches = Batches(batch_size, partial(free, self.stages, self.device), say)
+        images, evaluations, saved = self._run(
+            _Given(all_labels, all_seeds, low_res, None), running, settings, stops, batches, progress
+        )
+        return Samples(images, all_labels, all_seeds, evaluations, saved, batches.size)
+
+    def _run(
+        self,
+        given: _Given,
+        running: Sequence[Stage],
+        settings: SamplingConfig,
+        stops: dict[int, float | None],
+        batches: Batches,
+        progress: Progress | None,
+    ) -> tuple[tuple[StageImage, ...], tuple[int, ...], tuple[int, ...]]:
+        """Images, evaluations and saved evaluations, one of each per stage; images given from below stand first."""
+        images: list[StageImage] = []
+        evaluations: list[int] = []
+        saved: list[int] = []
+        if given.below is not None:
+            images.append(quantise(given.below.to(self._home), self.stages[0].levels))
+            evaluations.append(0)
+            saved.append(0)
+            given = replace(given, below=images[0])
+        for stage in running:
+            steps, stop = settings.steps[stage.index], stops.get(stage.index)
+            make = partial(self._run_rows, stage, given, settings, steps, stop, progress)
+            with self._turn(stage, running, batches):
+                made = _Made.joined(batches.run(len(given.seeds), make, f"stage {stage.index}"))
+            images.append(made.image)
+            evaluations.append(made.evaluations)
+            saved.append(max(0, steps - made.evaluations))  # Heun's one step to a finite end takes two
+            given = replace(given, below=made.image, handed=made.handed)
+        return tuple(images), tuple(evaluations), tuple(saved)
+
+    def auto_batch_size(self, stop_after: int | None = None) -> int:
+        """Images at once that the memory has room for, up to stage ``stop_after`` (None: all); the same in every call
+        on the same machine. See ``batching.choose_batch_size``."""
+        running = self.stages if stop_after is None else self.stages[: stop_after + 1]
+        return choose_batch_size(running, self.device, self.offload)
+
+    @property
+    def _home(self) -> torch.device:
+        """Where images are between the turns of two stages."""
+        return torch.device("cpu") if self.offload else self.device
 
     def _check(self, count: int, labels: Tensor | None, seeds: Tensor, low_res: Tensor | None) -> None:
         """What is asked for fits together and fits this cascade."""
@@ -190,40 +248,45 @@ class Cascade:
         if int(seeds.min()) < 0:
             raise UserError(f"got the seed {int(seeds.min())}; expected 0 or more.")
 
-    def _sample_chunk(
+    @contextmanager
+    def _turn(self, stage: Stage, running: Sequence[Stage], batches: Batches) -> Iterator[None]:
+        """``stage`` on the device. Afterwards nothing of it stays there that another stage would lack: neither
+        offloaded weights nor the activations that recordings hold."""
+        if self.offload:
+            with enough_memory(f"the weights of stage {stage.index}"):
+                stage.to(self.device, stage.denoiser.dtype)
+        try:
+            yield
+        finally:
+            if self.offload:
+                stage.to("cpu", stage.denoiser.dtype)
+            if self.offload or not fit_together(running, self.device, batches.size):
+                free([stage], self.device)
+
+    def _run_rows(
         self,
-        chunk: _Chunk,
-        running: Sequence[Stage],
+        stage: Stage,
+        given: _Given,
         settings: SamplingConfig,
-        stops: dict[int, float | None],
+        steps: int,
+        stop: float | None,
         progress: Progress | None,
-    ) -> tuple[tuple[Image, ...], tuple[int, ...], tuple[int, ...]]:
-        """Images, evaluations and saved evaluations, one of each per stage."""
-        images: list[Image] = []
-        evaluations: list[int] = []
-        saved: list[int] = []
-        handed: tuple[Image, float] | None = None  # x_t of a truncated stage, and its level
-        if chunk.low_res is not None:
-            images.append(quantise(chunk.low_res, self.stages[0].levels))
-            evaluations.append(0)
-            saved.append(0)
-        for stage in running:
-            labels = stage.check_labels(chunk.labels, len(chunk.seeds))
-            cond = Cond(None if labels is None else labels.to(self.device))
-            if handed is not None:
-                x_t, logsnr = handed
-                told = torch.full((len(x_t),), logsnr, dtype=torch.float32, device=self.device)
-                cond = Cond(cond.labels, upsample(x_t, stage.config.size), told)
-            elif not stage.config.is_base:
-                aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
-                cond, _ = stage.condition(images[-1], cond.labels, aug_logsnr, Rng(0, stage.index), chunk.seeds)
-            stop, steps = stops.get(stage.index), settings.steps[stage.index]
-            ran = run_stage(stage, cond, chunk.seeds, settings, steps, stop_at=stop, progress=progress)
-            handed = None if stop is None else (ran.x_t, ran.logsnr)
-            images.append(ran.image)
-            evaluations.append(ran.evaluations)
-            saved.append(max(0, steps - ran.evaluations))  # Heun's one step to a finite end takes two
-        return tuple(images), tuple(evaluations), tuple(saved)
+        rows: slice,
+    ) -> _Made:
+        """One batch through one stage."""
+        given = given.rows(rows, self.device)
+        labels = stage.check_labels(given.labels, len(given.seeds))
+        cond = Cond(None if labels is None else labels.to(self.device))
+        if given.handed is not None:
+            told = torch.full((len(given.seeds),), given.handed.logsnr, dtype=torch.float32, device=self.device)
+            cond = Cond(cond.labels, upsample(given.handed.x_t, stage.config.size), told)
+        elif not stage.config.is_base:
+            assert given.below is not None
+            aug_logsnr = stage.aug_logsnr(settings.aug_level[stage.index - 1])
+            cond, _ = stage.condition(given.below, cond.labels, aug_logsnr, Rng(0, stage.index), given.seeds)
+        ran = run_stage(stage, cond, given.seeds, settings, steps, stop_at=stop, progress=progress)
+        handed = None if stop is None else _Handed(ran.x_t.to(self._home), ran.logsnr)
+        return _Made(ran.image.to(self._home), handed, ran.evaluations)
 
     def _truncation(self, stage: Stage, settings: SamplingConfig) -> float | None:
         """Log-SNR at which ``stage`` stops and hands over x_t; None: run to the end (Ho et al. 2021, section 4.2)."""
@@ -274,58 +337,45 @@ def _integers(name: str, values: object) -> Int64[Tensor, " b"]:
 
 
 @dataclass(frozen=True)
-class StageRun:
-    """What one stage made. ``image``: x0_hat of the last step, quantised as saved files are; ``x_t`` at ``logsnr``: the
-    sampler's end, handed over by truncation (otherwise the image before quantisation, at +inf)."""
+class _Handed:
+    """What a truncated stage hands over: x_t at its level."""
 
-    image: Image
-    x_t: Image
+    x_t: StageImage
     logsnr: float
-    evaluations: int
-
-
-@torch.no_grad()
-def run_stage(
-    stage: Stage,
-    cond: Cond,
-    seeds: Int64[Tensor, " b"],
-    settings: SamplingConfig,
-    steps: int,
-    *,
-    stop_at: float | None = None,
-    progress: Progress | None = None,
-) -> StageRun:
-    """Sample one stage. All noise is a function of (seed of the image, stage, step)."""
-    rng = Rng(0, stage.index)
-    seeds = seeds.to(next(stage.net.parameters()).device)
-    sampler = of_stage(settings.sampler, stage.index)
-    grid = stage_grid(stage, settings, steps, stop_at)
-    clip = clip_to_range if not settings.threshold else partial(clip_dynamically, percentile=settings.threshold)
-
-    def noise(i: int) -> Image:
-        return rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=i)
-
-    x = rng.normal(Purpose.START_NOISE, seeds, stage.shape)
-    step = None
-    for step in SAMPLERS[sampler](stage.denoiser, x, grid, cond, clip=clip if settings.clip else None, noise=noise):
-        if progress is not None:
-            progress(stage.index, step.i + 1, len(grid) - 1, step.x0_hat)
-    assert step is not None
-    final = step.x0_hat if stop_at is not None else step.x_t
-    return StageRun(quantise(final, stage.levels), step.x_t, step.logsnr, num_evaluations(sampler, grid))
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """What is asked for, one entry per image. ``seeds`` stay on the CPU."""
+class _Given:
+    """What a stage is given, one entry per image: ``below`` are the images of the stage before. ``seeds`` stay on the
+    CPU."""
 
     labels: Labels | None
     seeds: Int64[Tensor, " b"]
-    low_res: Image | None
+    below: StageImage | None
+    handed: _Handed | None
 
-    def rows(self, rows: slice, device: torch.device) -> _Chunk:
+    def rows(self, rows: slice, device: torch.device) -> _Given:
         labels = None if self.labels is None else self.labels[rows].to(device)
-        return _Chunk(labels, self.seeds[rows], None if self.low_res is None else self.low_res[rows].to(device))
+        below = None if self.below is None else self.below[rows].to(device)
+        handed = None if self.handed is None else _Handed(self.handed.x_t[rows].to(device), self.handed.logsnr)
+        return _Given(labels, self.seeds[rows], below, handed)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a stage gives: its images, x_t if it is truncated, and evaluations per image."""
+
+    image: StageImage
+    handed: _Handed | None
+    evaluations: int
+
+    @staticmethod
+    def joined(parts: Sequence[_Made]) -> _Made:
+        """Its batches as one."""
+        x_t = [part.handed.x_t for part in parts if part.handed is not None]
+        first = parts[0]
+        handed = None if first.handed is None else _Handed(torch.cat(x_t), first.handed.logsnr)
+        return _Made(torch.cat([part.image for part in parts]), handed, first.evaluations)
 
 
 def load_config(run: str | Path) -> CascadeConfig:

@@ -66,8 +66,8 @@ class NetDenoiser:
             return out, (fraction + 1) / 2  # Nichol & Dhariwal 2021, eq. 15, with v = (output + 1) / 2
         return out, None
 
-    def moved(self) -> None:
-        """To be called when weights went to another device, or ``dtype`` changed."""
+    def forget(self) -> None:
+        """Free what recordings hold. To be called when weights went to another device, or ``dtype`` changed, too."""
         self._graphs.clear()
 
     def _forward(

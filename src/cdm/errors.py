@@ -7,3 +7,14 @@ class UserError(ValueError):
 
 class CorruptError(UserError):
     """A file of a run is damaged: half written, truncated or changed."""
+
+
+_FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""How torch on a CPU, CUDA, and its libraries for convolutions and matrices say so."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its accelerator had no room for what was asked; smaller pieces may fit."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)

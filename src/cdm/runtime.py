@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -80,3 +82,26 @@ def set_threads(asked: int | None) -> int:
             raise UserError(f"got {asked} threads; expected at most {most} on this machine: leave --threads out.")
         torch.set_num_threads(asked)
     return torch.get_num_threads()
+
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""What a container may use, in the second and the first version of Linux's control groups."""
+
+
+def total_memory(device: torch.device | None = None) -> int:
+    """Bytes of the accelerator; of the machine, or of the container around us if that is less, for a CPU or None."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _LIMITS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(path).read_text()))
+    return min(found)
+
+
+def free_memory() -> int:
+    """Bytes of the machine that programs can still get; all of them where the system does not tell."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return total_memory()

@@ -51,7 +51,7 @@ class Stage:
         """Move the network to ``device`` and compute in ``dtype`` (weights stay float32)."""
         self.net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.denoiser.dtype = dtype
-        self.denoiser.moved()
+        self.denoiser.forget()
         return self
 
     def for_sampling(self) -> Stage:

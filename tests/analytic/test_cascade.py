@@ -55,7 +55,8 @@ class UnitRng(Rng):
 
 @pytest.fixture(autouse=True)
 def unit_noise(monkeypatch):
-    monkeypatch.setattr("cdm.cascade.Rng", UnitRng)
+    for module in ("cascade", "stage_run"):
+        monkeypatch.setattr(f"cdm.{module}.Rng", UnitRng)
 
 
 @dataclass

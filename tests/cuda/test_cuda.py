@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.fakes import random_cascade
+from tests.fakes import stage_config as stage_config_of
 from tests.train.tiny import Images, awake, make_stage, stage_config
 
+import cdm.batching
 from cdm.artifacts import load_tensors
+from cdm.batching import bytes_per_image, free
 from cdm.cascade import Cascade
 from cdm.cli.main import main
 from cdm.data.pixels import to_float, to_float_on
@@ -101,6 +105,81 @@ def test_a_recorded_forward_pass_is_the_forward_pass() -> None:
         assert torch.equal(before, kept)  # not written over
         wanted = denoiser.raw(x, logsnr, cond)[0]  # with autograd: kernel by kernel
         torch.testing.assert_close(before, wanted, rtol=1e-4, atol=1e-5)
+
+
+def tower() -> Cascade:
+    """Two stages of random weights on the GPU, 8 to 32 pixels."""
+    made = random_cascade(stage_config_of(8), stage_config_of(32, 8))
+    for each in made.stages:
+        each.to(GPU, torch.float32)
+    return Cascade(made.config, made.stages, GPU)
+
+
+def on_a_gpu(cascade: Cascade) -> list[int]:
+    """Stages with a weight there."""
+    return [each.index for each in cascade.stages if any(p.device.type == "cuda" for p in each.net.parameters())]
+
+
+def test_offloaded_stages_are_on_the_gpu_in_their_turn_only_and_change_no_image() -> None:
+    usual = tower()
+    request: dict[str, Any] = {"seeds": range(10), "steps": [4, 4], "batch_size": 4}
+    wanted = usual.sample(**request).images
+    for each in usual.stages:
+        each.to("cpu", torch.float32)
+    offloaded, there = Cascade(usual.config, usual.stages, GPU, offload=True), []
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    made = offloaded.sample(**request, progress=lambda stage, *_: there.append((stage, on_a_gpu(offloaded))))
+    assert {(stage, tuple(here)) for stage, here in there} == {(0, (0,)), (1, (1,))}
+    assert on_a_gpu(offloaded) == [] and all(images.device.type == "cpu" for images in made.images)
+    assert torch.cuda.memory_allocated() <= before + 2**20  # tables of the random numbers stay
+    for one, other in zip(wanted, made.images, strict=True):
+        assert float((one.cpu() - other).abs().mean()) < 1e-3
+
+
+def test_when_a_stage_is_left_its_recordings_are_freed_if_not_all_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade = tower()
+    request: dict[str, Any] = {"seeds": range(4), "steps": [4, 4], "batch_size": 4}
+
+    def recordings() -> list[int]:
+        cascade.sample(**request)
+        return [len(each.denoiser._graphs._kept) for each in cascade.stages]
+
+    assert recordings() == [1, 1]
+    monkeypatch.setattr(cdm.batching, "total_memory", lambda device: 0)
+    assert recordings() == [0, 0]
+
+
+def test_when_a_gpu_runs_out_the_batch_is_halved_and_the_images_are_the_same() -> None:
+    """Real: the allocator is given little more than 16 images need, and 2,048 are asked for at once."""
+    cascade, said = tower(), []
+    request: dict[str, Any] = {"seeds": range(2048), "steps": [4, 4]}
+    torch.cuda.reset_peak_memory_stats()
+    wanted = cascade.sample(**request, batch_size=16).images
+    limit = torch.cuda.max_memory_reserved() + 64 * 2**20
+    free([*cascade.stages], GPU)
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(GPU).total_memory)
+    try:
+        made = cascade.sample(**request, batch_size=2048, say=said.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 16 <= made.batch_size < 2048
+    assert len(said) == 11 - made.batch_size.bit_length() + 1 and "2048 images at once in stage" in said[0]
+    for one, other in zip(wanted, made.images, strict=True):
+        assert float((one - other).abs().mean()) < 0.02
+
+
+def test_the_batch_that_is_chosen_fits_and_takes_no_more_than_was_told() -> None:
+    """Of the nets alone: two stages, 256 at once, kernel by kernel and recorded."""
+    cascade = tower()
+    size = cascade.auto_batch_size()
+    assert size == 256
+    free([*cascade.stages], GPU)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    cascade.sample(seeds=range(size), steps=[4, 4])
+    told = size * sum(map(bytes_per_image, cascade.stages))
+    assert torch.cuda.max_memory_allocated() - before < 2 * told + 2**28  # and what libraries take for themselves
 
 
 def test_a_run_of_its_own_and_its_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

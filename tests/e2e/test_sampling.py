@@ -75,6 +75,14 @@ def test_an_interrupted_call_goes_on_where_it_stopped(sampled, trained, tmp_path
     succeeded(run(*again[:3], 3, *again[4:]), "4 of 6 images are there", "grid-2.png")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has something to offload from")
+def test_offloading_on_a_cpu_changes_nothing_and_says_so(sampled, trained, tmp_path):
+    ran = run("sample", trained.folder, "-n", 1, "--class", "dog", "--out", tmp_path, "--offload", *QUICK)
+    succeeded(ran, "--offload changes nothing on a CPU", "1 image in")
+    name = "dog/dog-seed0-00000.png"
+    assert (tmp_path / name).read_bytes() == (sampled / name).read_bytes()
+
+
 def test_again_remakes_byte_by_byte(sampled, tmp_path):
     path = sampled / "dog" / "dog-seed0-00001.png"
     succeeded(run("sample", "--again", path, "--out", tmp_path), "equal in every pixel")
@@ -138,7 +146,8 @@ REFUSED = {
     "unknown sampler": (("--sampler", "euler"), ("'euler'", "expected one of dpmpp")),
     "unknown hand-over": (("--hand-over", "loud"), ("'loud'", "expected non_truncated or truncated")),
     "unknown weights": (("--weights", "0.3"), ("0.3", "expected")),
-    "no batch": (("--batch-size", "0"), ("--batch-size is 0", "expected at least 1")),
+    "no batch": (("--batch-size", "0"), ("--batch-size is '0'", "expected auto, or a whole number of at least 1")),
+    "a batch in words": (("--batch-size", "x"), ("--batch-size is 'x'", "expected auto")),
     "seed too large": (("--seed", "99999999999"), ("--seed is 99999999999", "expected 0 to")),
     "precision the device lacks": (("--device", "cpu", "--precision", "fp16"), ("fp16", "expected fp32")),
     "device that is not there": (("--device", "cuda:99"), ("'cuda:99'", "--device cpu")),

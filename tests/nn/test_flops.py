@@ -1,10 +1,16 @@
+import weakref
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cdm.cascade import load_config
 from cdm.config import NetConfig
-from cdm.nn.flops import count_flops, count_parameters, estimate_training_memory
+from cdm.nn.flops import count_flops, count_parameters, estimate_forward_memory, estimate_training_memory
 from cdm.nn.unet import UNet
 from cdm.recipes import paper
 
@@ -78,3 +84,55 @@ def test_memory_parts() -> None:
     assert estimate_training_memory(NET, 16, dtype=torch.bfloat16) - weights == full / 2
     assert estimate_training_memory(NET, 16, checkpointing=True) - weights < full / 2
     assert estimate_training_memory(paper.base_32(), 1) > 20 * 826e6
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of tensors alive, each storage once, ``known`` ones not, and the most there ever were."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(x.untyped_storage() for x in known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._drop, storage.nbytes())
+        return out
+
+    def _drop(self, count: int) -> None:
+        self.now -= count
+
+
+LETTERS = Path(__file__).parents[2] / "examples" / "letters"
+SAMPLED = {
+    "small": NET,
+    "strided": replace(NET, resample="strided"),
+    "no attention": replace(NET, attention=(), image_size=64),
+    "attention at the top": replace(NET, attention=(16, 8)),
+    "attention over many pixels": replace(NET, image_size=32, attention=(32,)),
+    "deep": replace(NET, num_blocks=3, image_size=32, multipliers=(1, 2, 4)),
+    "wide below": replace(NET, multipliers=(1, 8, 8)),
+    "layer norm": replace(NET, norm="layer"),
+    "patches": replace(NET, image_size=64, patch=2, direct=True),
+    "letters": load_config(LETTERS).stages[0].net,
+    "letters, SR": load_config(LETTERS).stages[1].net,
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_memory_of_sampling_is_what_is_alive_at_the_worst_moment_or_a_little_more(name: str) -> None:
+    """Against tensors really alive on this machine in float32, two images in one pass."""
+    config = SAMPLED[name]
+    net = UNet(config)
+    level, labels = torch.zeros(2), torch.zeros(2, dtype=torch.int64) if config.num_labels else None
+    inputs = (torch.zeros(2, config.in_channels, config.image_size, config.image_size), level, labels)
+    with torch.no_grad(), Alive(net.parameters()) as alive:
+        net(*inputs, level if config.has_aug_level else None)
+    assert alive.most <= 2 * estimate_forward_memory(config) <= 2 * alive.most
+    assert alive.now < alive.most / 10
+    assert 2 * estimate_forward_memory(config, torch.bfloat16) == estimate_forward_memory(config)

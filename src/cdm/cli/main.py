@@ -48,8 +48,9 @@ def _machine_says(error: Exception) -> str:
             f"{error.filename} cannot be used: {error.strerror}; expected a path that may be read, or written to: "
             "change its permissions, or give another."
         )
-    is_full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if is_full or "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    from cdm.errors import is_out_of_memory
+
+    if is_out_of_memory(error):
         return "the memory does not suffice; expected less at once: lower --batch-size. What was saved is kept."
     return ""
 

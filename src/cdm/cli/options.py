@@ -105,8 +105,10 @@ class Sample:
     """Overwrite other files that are there (the same command goes on)."""
     again: Annotated[str | None, _may("FILE.png")] = None
     """Remake this image from what is stored in it."""
-    batch_size: Annotated[int, _may("N")] = 64
-    """Images at once; fewer need less memory."""
+    batch_size: Annotated[str, _may("N")] = "auto"
+    """Images at once; auto: by the memory."""
+    offload: Annotated[bool, _may()] = False
+    """Idle stages wait off the GPU."""
     device: Annotated[str | None, _may("NAME")] = None
     """cpu, cuda, cuda:1 (default: the best there is)."""
     precision: Annotated[str, _may("NAME")] = "auto"

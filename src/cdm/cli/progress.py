@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -38,14 +38,29 @@ class PlainLines:
         self._console.print(f"{what}: {info}{left}", markup=False, highlight=False, soft_wrap=True)
 
 
+class SamplingWork:
+    """How much is done: images through stages, each as costly as ``costs`` tells. A batch that the memory did not
+    suffice for is not counted: what it had done is made again in smaller ones."""
+
+    def __init__(self, costs: Sequence[float]) -> None:
+        self._costs = costs
+        self._finished = 0.0
+
+    def update(self, stage: int, done: int, of: int, images: int) -> float:
+        """Takes in step ``done`` of the batch under way; returns all that is done."""
+        passed = self._finished + self._costs[stage] * images * done / of
+        if done == of:
+            self._finished = passed
+        return passed
+
+
 @contextmanager
 def sampling_progress(
-    cascade: Cascade, images: int, batch_size: int, settings: SamplingConfig, last: int, first: int = 0
+    cascade: Cascade, images: int, settings: SamplingConfig, last: int, first: int = 0
 ) -> Iterator[SampleProgress]:
-    """Over all steps of all batches, weighed by pixels, with time left."""
-    costs = [stage.size**2 for stage in cascade.config.stages]
-    batches = -(-images // batch_size)
-    total = batches * sum(settings.steps[k] * costs[k] for k in range(first, last + 1))
+    """Over all steps of ``images`` images, weighed by pixels, with time left."""
+    costs = [stage.size**2 * steps for stage, steps in zip(cascade.config.stages, settings.steps, strict=True)]
+    work, total = SamplingWork(costs), images * sum(costs[first : last + 1])
     console = Console(stderr=True)
     lines = None if console.is_terminal else PlainLines(console)
     with Progress(
@@ -53,14 +68,11 @@ def sampling_progress(
         disable=lines is not None, transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task("sampling", total=total, info="")
-        passed = 0.0
 
         def progress(stage: int, done: int, of: int, preview: Image) -> None:
-            nonlocal passed
-            advance = costs[stage] * settings.steps[stage] / of
-            passed += advance
+            passed = work.update(stage, done, of, len(preview))
             info = f"stage {stage}, step {done}/{of}"
-            bar.update(task, advance=advance, info=info)
+            bar.update(task, completed=passed, info=info)
             if lines is not None:
                 lines.update("sampling", passed, total, f"{100 * passed / total:.0f} %, {info}")
 

@@ -14,15 +14,9 @@ from cdm.cli.say import say
 from cdm.data.pixels import to_images
 from cdm.data.save import read_png_info, save_png
 from cdm.errors import UserError
+from cdm.pipeline.asks import find_class, parse_batch_size, plan_asks
 from cdm.pipeline.request import parse_numbers
-from cdm.pipeline.sample_run import (
-    check_free,
-    difference,
-    find_class,
-    plan_asks,
-    read_made,
-    sample_to_files,
-)
+from cdm.pipeline.sample_run import check_free, difference, read_made, sample_to_files
 from cdm.runtime import set_threads
 
 
@@ -46,23 +40,25 @@ def run_sample(options: Sample) -> None:
         hand_over=options.hand_over,
     )
     asks = plan_asks(asked, options.class_names, options.num)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is {options.batch_size}; expected at least 1.")
+    batch_size = parse_batch_size(options.batch_size)
     cascade = Cascade.load(
-        options.run, weights=options.weights, device=options.device, precision=options.precision, stages=range(last + 1)
-    )
+        options.run, weights=options.weights, device=options.device, precision=options.precision,
+        stages=range(last + 1), offload=options.offload,
+    )  # fmt: skip
+    if options.offload and not cascade.offload:
+        say("--offload changes nothing on a CPU: weights and images are in its memory anyway")
     out = Path(options.run) / "samples" if options.out is None else user_path(options.out)
     try:
-        with sampling_progress(cascade, len(asks), options.batch_size, settings, last) as progress:
-            paths = sample_to_files(
-                cascade, asks, run=options.run, seed=options.seed, settings=settings, stop_after=last, out=out,
-                force=options.force, batch_size=options.batch_size, weights=options.weights, progress=progress, say=say,
-            )  # fmt: skip
+        first = sample_to_files(
+            cascade, asks, run=options.run, seed=options.seed, settings=settings, stop_after=last, out=out,
+            force=options.force, batch_size=batch_size, weights=options.weights, say=say,
+            watch=lambda images: sampling_progress(cascade, images, settings, last),
+        )  # fmt: skip
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(
             f"interrupted; the images made so far are in {out}: give the same command again to go on."
         ) from stopped
-    say(f"remake one of them: cdm sample --again {paths[0]}")
+    say(f"remake one of them: cdm sample --again {first}")
 
 
 def _last_stage(cascade: Cascade, stage: int | None) -> int:

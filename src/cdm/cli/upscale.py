@@ -10,8 +10,9 @@ from cdm.cli.paths import user_path
 from cdm.cli.progress import sampling_progress
 from cdm.cli.say import say
 from cdm.errors import UserError
+from cdm.pipeline.asks import find_class
 from cdm.pipeline.request import parse_numbers
-from cdm.pipeline.sample_run import find_class, upscale_to_files
+from cdm.pipeline.sample_run import upscale_to_files
 from cdm.runtime import set_threads
 from cdm.train.log import counted
 
@@ -36,7 +37,7 @@ def run_upscale(options: Upscale) -> None:
     )
     label = None if options.class_name is None else find_class(options.class_name, cascade.class_names)
     out = Path(options.run) / "upscaled" if options.out is None else user_path(options.out)
-    with sampling_progress(cascade, len(options.images), 64, settings, count - 1, first=1) as progress:
+    with sampling_progress(cascade, len(options.images), settings, count - 1, first=1) as progress:
         upscale_to_files(
             cascade, options.images, label=label, seed=options.seed, settings=settings, out=out, force=options.force,
             progress=progress, say=say,

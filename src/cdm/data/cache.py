@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cdm.artifacts import make_folder, told_by_path
+from cdm.runtime import total_memory
 
 Shape = tuple[int, ...]
 
@@ -20,7 +21,7 @@ def default_cache_dir() -> Path:
 
 def quarter_of_memory() -> int:
     """Bytes: data over this goes to a cache file."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return total_memory() // 4
 
 
 class MemoryRows:

@@ -83,5 +83,9 @@ def _read_chunk(path: Path) -> str:
     with PILImage.open(path) as picture:
         if not isinstance(picture, PngImagePlugin.PngImageFile):
             raise ValueError("not a PNG")
-        picture.load()  # text chunks may follow the pixels
+        told = picture.info.get(KEY)
+        if told is not None:  # before the pixels, as save_png writes it: these need not be decoded, but must be whole
+            picture.verify()
+            return told
+        picture.load()
         return picture.text.get(KEY, "")

@@ -60,6 +60,49 @@ def estimate_training_memory(
     return 4 * COPIES * weights + dtype.itemsize * elements
 
 
+def estimate_forward_memory(config: NetConfig, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of activations alive at the worst moment of a forward pass of one image that keeps nothing for a backward
+    pass: a little more than there are. Weights and temporary buffers of kernels come on top.
+
+    By arithmetic, for the meta device takes seconds to start. Activations count as ``dtype``, as under autocast.
+    """
+    sides = [config.image_size // config.patch >> level for level in range(len(config.multipliers))]
+    widths = [config.width * multiplier for multiplier in config.multipliers]
+    channels, skips, most = config.width, [config.width * sides[0] ** 2], 0
+
+    def run(elements: int, out: int, side: int, attends: bool = False) -> None:
+        """A block: its input; two copies of it and the result while it is normalised and convolved; or the result four
+        times while it is added to the input, which itself is the fourth if that goes straight through."""
+        nonlocal channels, most
+        channels, after = out, out * side**2
+        added = elements + (3 if elements == after else 4) * after
+        attention = _attention_elements(config, out, side) if attends or side in config.attention else 0
+        most = max(most, sum(skips) + max(3 * elements + after, added, after + attention))
+
+    for level, (out, side) in enumerate(zip(widths, sides, strict=True)):
+        for _ in range(config.num_blocks):
+            run(channels * side**2, out, side)
+            skips.append(out * side**2)
+        if level < len(sides) - 1:
+            run(channels * side**2, channels, sides[level + 1])
+            skips.append(channels * sides[level + 1] ** 2)
+    run(channels * sides[-1] ** 2, channels, sides[-1], config.middle_attention)
+    for level, out in reversed(list(enumerate(widths))):
+        for _ in range(config.num_blocks + 1):
+            run(channels * sides[level] ** 2 + skips.pop(), out, sides[level])
+        if level:
+            run(channels * sides[level] ** 2, channels, sides[level - 1])
+    return dtype.itemsize * (most + 8 * config.width)  # the embedding, its parts
+
+
+def _attention_elements(config: NetConfig, channels: int, side: int) -> int:
+    """Beside the input: what it is normalised to, q, k, v, the result three times, and matrices of pairs where
+    ``attend`` builds them."""
+    pairs = side**4 if side**2 <= 512 else 0
+    heads = config.num_heads or max(1, channels // config.head_channels)
+    return 7 * channels * side**2 + 2 * heads * pairs
+
+
 class _Tally:
     """Counts elements that autograd keeps, each storage once, weights not; tells those kept inside of a block apart."""
 

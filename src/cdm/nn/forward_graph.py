@@ -27,8 +27,9 @@ class ForwardGraphs:
         self._is_full = False
 
     def clear(self) -> None:
-        """Forget all recordings: weights or precision have moved."""
+        """Forget all recordings and free what they hold; whether there is room for new ones is tried anew."""
         self._kept.clear()
+        self._is_full = False
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         device = next(x.device for x in inputs if x is not None)
@@ -48,8 +49,8 @@ class ForwardGraphs:
             try:
                 recording = self._kept[kind] = _Recording(self._forward, inputs)
             except torch.OutOfMemoryError:  # a recording has its own memory: from here on without
-                self._is_full = True
                 self.clear()
+                self._is_full = True
                 return self._forward(*inputs)
         return recording(*inputs)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from cdm.artifacts import make_folder, write_atomic
-from cdm.cascade import Cascade, Progress, image_seed
+from cdm.cascade import Cascade, Progress, Samples, image_seed
 from cdm.config import SamplingConfig, from_dict, to_dict
 from cdm.data.decode import area_down, centre_crop_square, decode, to_bit_depth
 from cdm.data.pixels import to_float, to_images
-from cdm.data.save import read_png_info, save_png, suffix_for
+from cdm.data.save import read_png_info, save_png
 from cdm.errors import UserError
 from cdm.evaluate.pictures import class_grid, png_bytes
+from cdm.pipeline.asks import Asks, class_of, file_name, suffix_of
 from cdm.pipeline.request import check_seed
 from cdm.runtime import precision_name
 from cdm.train.log import counted
@@ -29,63 +32,63 @@ from cdm.types import Image
 Say = Callable[[str], None]
 GRID_LIMIT = 400
 """Images that still make a sheet worth looking at."""
-MOST_PER_CLASS = 1_000_000
+WRITERS = 16
+"""Files written at once: each waits until the disk has it, one after another 6 times as long."""
+BATCHES_A_TURN = 8
+"""Batches that go through a stage before the next where each turn moves weights."""
+Watch = Callable[[int], AbstractContextManager[Progress]]
+"""Shows how the making of so many images goes on."""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One image to make: its class (None: no class), and its number among those of its class."""
+class _Files:
+    """Where each image asked for goes, and what its file tells of its making."""
 
-    label: int | None
-    index: int
+    cascade: Cascade
+    asks: Asks
+    out: Path
+    seed: int
+    told: dict[str, Any]
 
+    def path(self, i: int) -> Path:
+        return self.out / file_name(self.cascade, self.asks[i], self.seed)
 
-def find_class(name: str, class_names: Sequence[str]) -> int:
-    """Index of a class by name; the nearest name is suggested where there is none."""
-    if name in class_names:
-        return class_names.index(name)
-    if not class_names:
-        raise UserError(f"got class {name!r}, but this cascade was trained without classes: leave --class out.")
-    near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
-    shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
-    raise UserError(f"unknown class {name!r}; expected one of {shown}: did you mean {near[0]!r}?")
+    def info(self, i: int) -> dict[str, Any]:
+        ask = self.asks[i]
+        return self.told | {"class": class_of(self.cascade, ask), "index": ask.index}
 
+    def save(self, i: int, image: Tensor) -> None:
+        save_png(self.path(i), image, self.info(i))
 
-def plan_asks(cascade: Cascade, class_names: Sequence[str], count: int) -> list[Ask]:
-    """``count`` images of each named class, or of every class. Images are numbered within their class, so neither the
-    class nor what else is asked for changes an image's noise."""
-    if count < 1:
-        raise UserError(f"-n is {count}; expected at least 1.")
-    if count > MOST_PER_CLASS:
-        raise UserError(f"-n is {count:,}; expected at most {MOST_PER_CLASS:,} of a class: use several --seed.")
-    if class_names:
-        labels: list[int | None] = [find_class(name, cascade.class_names) for name in dict.fromkeys(class_names)]
-    else:
-        labels = list(range(len(cascade.class_names))) or [None]
-    return [Ask(label, index) for label in labels for index in range(count)]
+    def kept(self) -> bytearray:
+        """A byte for each image, 1 where its file holds just what would be made: weights, settings, class and number
+        are the same. Refuses any other file that stands in the way."""
+        kept, others = bytearray(len(self.asks)), []
+        for i in range(len(self.asks)):
+            path = self.path(i)
+            if path.exists():
+                kept[i] = self._is_made(i, path)
+                if not kept[i]:
+                    others.append(path)
+        _refuse(others, "--out or --seed")
+        return kept
 
-
-def file_name(cascade: Cascade, ask: Ask, seed: int) -> str:
-    """``A/A-seed0-00003.png``: class folders that ``cdm train`` could read again."""
-    name = "image" if ask.label is None else cascade.class_names[ask.label]
-    file = f"{name}-seed{seed}-{ask.index:05d}{suffix_of(cascade)}"
-    return file if ask.label is None else f"{name}/{file}"
-
-
-def suffix_of(cascade: Cascade) -> str:
-    data = cascade.config.data
-    return suffix_for(data.channels, 8 if data.window[1] <= 255 else 16)
+    def _is_made(self, i: int, path: Path) -> bool:
+        try:
+            known = read_png_info(path)
+        except UserError:
+            return False
+        return {**known, "run": self.told["run"]} == self.info(i)  # the same run may be called by another path
 
 
 def sample_to_files(
-    cascade: Cascade, asks: Sequence[Ask], *, run: str, seed: int, settings: SamplingConfig, stop_after: int, out: Path,
-    force: bool, batch_size: int, weights: str, progress: Progress | None, say: Say,
-) -> list[Path]:  # fmt: skip
+    cascade: Cascade, asks: Asks, *, run: str, seed: int, settings: SamplingConfig, stop_after: int, out: Path,
+    force: bool, batch_size: int | None, weights: str, watch: Watch, say: Say,
+) -> Path:  # fmt: skip
     """Sample ``asks`` and write one PNG each, batch by batch, and a sheet of all. Files that an earlier call with the
-    same weights and settings left are kept and not made again; any other file is refused without ``force``. Returns
-    the images' paths."""
+    same weights and settings left are kept and not made again; any other file is refused without ``force``.
+    ``batch_size`` None: as the memory has room for. Returns the first image's path."""
     check_seed(seed)
-    paths = [out / file_name(cascade, ask, seed) for ask in asks]
     told = {
         "made_by": "cdm sample",
         "run": run,
@@ -96,77 +99,80 @@ def sample_to_files(
         "weights_hash": cascade.hash,
         "precision": precision_name(cascade.stages[0].denoiser.dtype),
     }
-    infos = [told | {"class": _class_of(cascade, ask), "index": ask.index} for ask in asks]
-    kept = set() if force else _made_before(paths, infos)
-    if not force:
-        check_free([path for path in paths if path not in kept])
-    if kept:
-        say(f"{len(kept):,} of {counted(len(asks), 'image')} are there from an earlier call; going on with the rest")
+    files = _Files(cascade, asks, out, seed, told)
+    kept = bytearray(len(asks)) if force else files.kept()
+    if any(kept):
+        say(f"{sum(kept):,} of {counted(len(asks), 'image')} are there from an earlier call; going on with the rest")
     make_folder(out)
-    shown: list[list[Tensor]] = []
-    sampled = None
-    for begin in range(0, len(asks), batch_size):
-        chunk = slice(begin, begin + batch_size)
-        if kept.issuperset(paths[chunk]):
-            continue  # a batch is made as a whole: in part, rounding would differ
-        labels = [ask.label for ask in asks[chunk] if ask.label is not None]
-        sampled = cascade.sample(
-            labels or None, [image_seed(seed, ask.index) for ask in asks[chunk]], settings=settings,
-            stop_after=stop_after, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
-        images = [to_images(x, cascade.config.data.window) for x in sampled.images]
-        for path, image, info in zip(paths[chunk], images[-1], infos[chunk], strict=True):
-            if path not in kept:
-                make_folder(path.parent)
-                save_png(path, image, info)
-        if len(asks) <= GRID_LIMIT:
-            shown.append(images)
+    for label in asks.labels:
+        make_folder(files.path(asks.labels.index(label) * asks.count).parent)
+    sampled, shown = _make(files, kept, settings, stop_after, batch_size, watch, say)
     if sampled is None:
         say(f"nothing to do: {counted(len(asks), 'image')} in {out}")
-        return paths
+        return files.path(0)
     saved = sum(sampled.saved_evaluations)
     sheet = ""
     if len(asks) <= GRID_LIMIT:
-        stages = _read_back(paths, cascade) if kept else [torch.cat(parts) for parts in zip(*shown, strict=True)]
+        stages = _read_back(files) if any(kept) else [torch.cat(parts) for parts in zip(*shown, strict=True)]
         sheet = f", all on one sheet in {_save_sheet(cascade, asks, stages, out, force)}"
     say(
         f"{counted(len(asks), 'image')} in {out}{sheet}; {'+'.join(map(str, sampled.evaluations))} network "
         "evaluations each" + (f", {saved} spared by stopping early" if saved else "")
     )
-    return paths
+    return files.path(0)
 
 
-def _class_of(cascade: Cascade, ask: Ask) -> str | None:
-    return None if ask.label is None else cascade.class_names[ask.label]
+def _make(
+    files: _Files, kept: bytearray, settings: SamplingConfig, stop_after: int, batch_size: int | None, watch: Watch,
+    say: Say,
+) -> tuple[Samples | None, list[list[Tensor]]]:  # fmt: skip
+    """Make and write what is not ``kept``. Returns the last samples, and the images of all stages if a sheet can show
+    them."""
+    cascade, asks = files.cascade, files.asks
+    size = cascade.auto_batch_size(stop_after) if batch_size is None else batch_size
+    at_once = BATCHES_A_TURN if cascade.offload else 1
+    sampled, shown, begin = None, [], 0
+    with watch(sum(map(len, _batches(kept, size)))) as progress, ThreadPoolExecutor(WRITERS) as pool:
+        while batches := list(islice(_batches(kept, size, begin), at_once)):
+            rows = [i for batch in batches for i in batch]
+            labels = [label for i in rows if (label := asks[i].label) is not None]
+            seeds = [image_seed(files.seed, asks[i].index) for i in rows]
+            sampled = cascade.sample(
+                labels or None, seeds, settings=settings, stop_after=stop_after, batch_size=size, progress=progress,
+                say=say,
+            )  # fmt: skip
+            size, begin = sampled.batch_size, rows[-1] + 1
+            images = to_images(sampled.images[-1], cascade.config.data.window)
+            new = [k for k, i in enumerate(rows) if not kept[i]]
+            list(pool.map(files.save, [rows[k] for k in new], [images[k] for k in new]))
+            if len(asks) <= GRID_LIMIT:
+                shown.append([*(to_images(x, cascade.config.data.window) for x in sampled.images[:-1]), images])
+    return sampled, shown
 
 
-def _made_before(paths: Sequence[Path], infos: Sequence[dict[str, Any]]) -> set[Path]:
-    """Those of ``paths`` that hold just what would be made: weights, settings, class and number are the same."""
-    found = set()
-    for path, info in zip(paths, infos, strict=True):
-        if path.exists():
-            try:
-                known = read_png_info(path)
-            except UserError:
-                continue
-            if {**known, "run": info["run"]} == info:  # the same run may be called by another path
-                found.add(path)
-    return found
+def _batches(kept: bytearray, size: int, begin: int = 0) -> Iterator[range]:
+    """The numbers of the images in each batch that is not wholly kept, from ``begin`` on. A batch is made as a whole:
+    in part, rounding would differ."""
+    for start in range(begin, len(kept), size):
+        end = min(start + size, len(kept))
+        if kept.find(0, start, end) >= 0:
+            yield range(start, end)
 
 
-def _read_back(paths: Sequence[Path], cascade: Cascade) -> list[Tensor]:
+def _read_back(files: _Files) -> list[Tensor]:
     """The last stage's images from their files: the lower stages of kept ones are not stored."""
-    pixels = [decode(path.read_bytes(), cascade.config.data.channels).transpose(2, 0, 1) for path in paths]
+    paths, channels = map(files.path, range(len(files.asks))), files.cascade.config.data.channels
+    pixels = [decode(path.read_bytes(), channels).transpose(2, 0, 1) for path in paths]
     return [torch.from_numpy(np.stack(pixels))]
 
 
-def _save_sheet(cascade: Cascade, asks: Sequence[Ask], stages: list[Tensor], out: Path, force: bool) -> Path:
+def _save_sheet(cascade: Cascade, asks: Asks, stages: list[Tensor], out: Path, force: bool) -> Path:
     """All images of this call on one sheet, low-res beside high-res: ``grid.png``, or the next free name."""
     path, number = out / "grid.png", 1
     while path.exists() and (not force or path.is_dir()):  # a class may be called grid.png
         number += 1
         path = out / f"grid-{number}.png"
-    labels = torch.tensor([-1 if ask.label is None else ask.label for ask in asks])
+    labels = torch.tensor([-1 if ask.label is None else ask.label for ask in map(asks.__getitem__, range(len(asks)))])
     sheet = class_grid(
         stages, None if asks[0].label is None else labels, cascade.class_names, cascade.config.data.window
     )
@@ -176,7 +182,10 @@ def _save_sheet(cascade: Cascade, asks: Sequence[Ask], stages: list[Tensor], out
 
 def check_free(paths: Sequence[Path], others: str = "--out or --seed") -> None:
     """Refuse to overwrite; ``others``: options that lead to other paths."""
-    there = [path for path in paths if path.exists()]
+    _refuse([path for path in paths if path.exists()], others)
+
+
+def _refuse(there: Sequence[Path], others: str) -> None:
     if there:
         more = f" (and {len(there) - 1} more of these)" if len(there) > 1 else ""
         raise UserError(f"{there[0]} exists already{more}; use --force to overwrite, or another {others}.")
@@ -271,7 +280,9 @@ def upscale_to_files(
     low_res = read_small_images(cascade, paths, say)
     make_folder(out)
     labels = None if label is None else [label] * len(paths)
-    sampled = cascade.sample(labels, seeds_for(len(paths), seed), settings=settings, low_res=low_res, progress=progress)
+    sampled = cascade.sample(
+        labels, seeds_for(len(paths), seed), settings=settings, low_res=low_res, progress=progress, say=say
+    )
     for index, (path, image) in enumerate(
         zip(targets, to_images(sampled.images[-1], cascade.config.data.window), strict=True)
     ):
