@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from cdm.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where Linux tells a container's limit, what is used, and how much of it are files it would forget (version 2, 1)."""
 MOST_THREADS = 4
 """Per core. More only slow each other down, and far more crash the process."""
 
@@ -68,6 +74,30 @@ def choose_dtype(asked: str, device: torch.device, *, training: bool = False) ->
 
 def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on ``device``: of a CPU what the machine and a container's limit leave. None: not told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = _named_number(Path("/proc/meminfo"), "MemAvailable:")  # in kB
+    left = [] if available is None else [1024 * available]
+    for folder, limit, used, cache in CGROUPS:
+        try:
+            most, now = (int(Path(folder, name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+        left.append(most - now + (_named_number(Path(folder, "memory.stat"), cache) or 0))
+    return min(left, default=None)
+
+
+def _named_number(path: Path, name: str) -> int | None:
+    """The number behind ``name`` at the start of a line."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), None)
 
 
 def set_threads(asked: int | None) -> int:
