@@ -85,7 +85,7 @@ def warning(prepared: Prepared, told: Forecast) -> str | None:
     optim = prepared.config.stages[stage.index].optim
     at_once = min(optim.micro_batch or optim.batch_size, optim.batch_size)
     mend = f"give a --batch-size below {at_once}"
-    if slack * 4 * COPIES * stage.parameters > told.free:  # the weights alone are too much
+    if at_once == 1 or slack * 4 * COPIES * stage.parameters > told.free:  # the weights alone are too much
         mend = "no --batch-size helps: take a smaller recipe or another machine"
     return (
         f"warning: stage {prepared.stage_name(stage.index)} needs about {_gib(slack * stage.memory)} and "
@@ -93,7 +93,7 @@ def warning(prepared: Prepared, told: Forecast) -> str | None:
     )
 
 
-def _gib(count: float) -> str:
+def _gib(count: int | float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
