@@ -249,7 +249,7 @@ def test_recordings_are_freed_when_a_stage_is_left_if_not_all_fit(cascade, monke
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, total: int, available: int | None = None) -> None:
     monkeypatch.setattr(cdm.batching, "total_memory", lambda device: total)
-    monkeypatch.setattr(cdm.batching, "free_memory", lambda: total if available is None else available)
+    monkeypatch.setattr(cdm.batching, "free_memory", lambda device: total if available is None else available)
 
 
 def test_the_batch_is_the_largest_power_of_two_that_the_hungriest_stage_has_room_for(cascade, monkeypatch):

@@ -85,11 +85,12 @@ def test_threads():
 
 
 def test_memory_is_the_machines_or_what_its_container_may_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(cdm.runtime, "_LIMITS", ())
-    machine = total_memory()
-    assert 2**28 < free_memory() <= machine == total_memory(CPU)
+    monkeypatch.setattr(cdm.runtime, "CGROUPS", ())
+    machine, free = total_memory(CPU), free_memory(CPU)
+    assert free is not None and 2**28 < free <= machine
     limits = {"none": "max\n", "small": "300000000\n", "more than there is": "9223372036854771712\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr(cdm.runtime, "_LIMITS", (str(tmp_path / "missing"), str(tmp_path / name)))
-        assert total_memory() == (300_000_000 if name == "small" else machine)
+        here = (str(tmp_path), name, "used", "cache")
+        monkeypatch.setattr(cdm.runtime, "CGROUPS", ((str(tmp_path), "missing", "used", "cache"), here))
+        assert total_memory(CPU) == (300_000_000 if name == "small" else machine)

@@ -44,7 +44,10 @@ def room(stages: Sequence[Stage], device: torch.device, offload: bool) -> int:
     weights = [sum(parameter.nbytes for parameter in stage.net.parameters()) for stage in stages]
     taken = (max if offload else sum)(weights) if weights else 0
     share = max(0, total_memory(device) - taken) // SHARE
-    return min(share, free_memory() // 2) if device.type == "cpu" else share
+    if device.type != "cpu":
+        return share
+    left = free_memory(device)
+    return share if left is None else min(share, left // 2)
 
 
 def choose_batch_size(stages: Sequence[Stage], device: torch.device, offload: bool = False) -> int:

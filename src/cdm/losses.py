@@ -89,8 +89,12 @@ def noise_batch(stage: Stage, batch: Batch, rng: Rng, logsnr: LogSNR | None = No
 def stage_loss(stage: Stage, batch: Batch, rng: Rng, dropout: Dropout | None = None) -> LossOutput:
     """Weighted squared error on the stage's own target; with learned variances the hybrid loss
     L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16)."""
+    return noised_loss(stage, batch, noise_batch(stage, batch, rng), dropout)
+
+
+def noised_loss(stage: Stage, batch: Batch, noised: Noised, dropout: Dropout | None = None) -> LossOutput:
+    """``stage_loss`` of a batch that is noised already."""
     config, denoiser = stage.config, stage.denoiser
-    noised = noise_batch(stage, batch, rng)
     raw, fraction = denoiser.raw(noised.x_t, noised.logsnr, noised.cond, dropout)
     wanted = target(config.prediction, batch.x0, noised.eps, noised.logsnr, config.sigma_data)
     mse = (raw - wanted).square().flatten(1).mean(1)

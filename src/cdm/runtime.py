@@ -11,6 +11,11 @@ import torch
 from cdm.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where Linux tells a container's limit, what is used, and how much of it are files it would forget (version 2, 1)."""
 MOST_THREADS = 4
 """Per core. More only slow each other down, and far more crash the process."""
 
@@ -72,6 +77,41 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of the accelerator; for a CPU those of the machine, or of the container around us if these are fewer."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder, limit, *_ in CGROUPS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(folder, limit).read_text()))
+    return min(found)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on ``device``: of a CPU what the machine and a container's limit leave. None: not told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = _named_number(Path("/proc/meminfo"), "MemAvailable:")  # in kB
+    left = [] if available is None else [1024 * available]
+    for folder, limit, used, cache in CGROUPS:
+        try:
+            most, now = (int(Path(folder, name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+        left.append(most - now + (_named_number(Path(folder, "memory.stat"), cache) or 0))
+    return min(left, default=None)
+
+
+def _named_number(path: Path, name: str) -> int | None:
+    """The number behind ``name`` at the start of a line."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), None)
+
+
 def set_threads(asked: int | None) -> int:
     """Set torch's CPU threads; None leaves torch's own choice. Returns the number in force."""
     if asked is not None:
@@ -82,26 +122,3 @@ def set_threads(asked: int | None) -> int:
             raise UserError(f"got {asked} threads; expected at most {most} on this machine: leave --threads out.")
         torch.set_num_threads(asked)
     return torch.get_num_threads()
-
-
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""What a container may use, in the second and the first version of Linux's control groups."""
-
-
-def total_memory(device: torch.device | None = None) -> int:
-    """Bytes of the accelerator; of the machine, or of the container around us if that is less, for a CPU or None."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _LIMITS:
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            found.append(int(Path(path).read_text()))
-    return min(found)
-
-
-def free_memory() -> int:
-    """Bytes of the machine that programs can still get; all of them where the system does not tell."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    return total_memory()

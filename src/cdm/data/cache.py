@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cdm.artifacts import make_folder, told_by_path
 from cdm.runtime import total_memory
@@ -21,7 +22,7 @@ def default_cache_dir() -> Path:
 
 def quarter_of_memory() -> int:
     """Bytes: data over this goes to a cache file."""
-    return total_memory() // 4
+    return total_memory(torch.device("cpu")) // 4
 
 
 class MemoryRows:

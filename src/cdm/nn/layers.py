@@ -73,15 +73,22 @@ class Norm(nn.Module):
         return weight * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
 
 
+PLAIN_UP_TO = 512
+"""Pixels up to which attention on a CPU is plain matrix products."""
+
+
 def attend(
-    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads n d"], v: Float[Tensor, "b heads n d"]
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads n d"],
+    v: Float[Tensor, "b heads n d"],
+    plain_up_to: int = PLAIN_UP_TO,
 ) -> Float[Tensor, "b heads n d"]:
     """softmax(q k^T / sqrt(d)) v, by the kernel that is fast here.
 
     On a CPU torch 2.13's fused kernel loses to plain matrix products up to a few hundred pixels (fivefold in the
     backward pass in bfloat16); above, the n x n matrix costs too much memory.
     """
-    if q.device.type == "cpu" and q.shape[2] <= 512:
+    if q.device.type == "cpu" and q.shape[2] <= plain_up_to:
         return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -92,6 +99,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, num_heads: int, norm: Literal["group", "layer"]) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.plain_up_to = PLAIN_UP_TO  # 0 where a CPU stands for a GPU (train/memory.py)
         self.norm = Norm(norm, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))
@@ -101,7 +109,7 @@ class Attention(nn.Module):
         pixels = self.norm(x, act=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = self.qkv(pixels).reshape(b, height * width, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = self.out(attend(q, k, v).transpose(1, 2).reshape(b, height * width, c))
+        mixed = self.out(attend(q, k, v, self.plain_up_to).transpose(1, 2).reshape(b, height * width, c))
         return x + mixed.reshape(b, height, width, c).permute(0, 3, 1, 2)
 
 

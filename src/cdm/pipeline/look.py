@@ -25,6 +25,8 @@ from cdm.stage import Stage
 from cdm.types import Batch, Labels
 
 BANDS = 4
+VALIDATION_BATCH, PANEL = 64, 8
+"""Images at once in validation, and in the panel of an SR stage."""
 GRID_MOST, GRID_STEPS = 104, 64
 """Images, and steps per stage, of the sheet at the end of a run: it must not cost as much as the run."""
 PREVIEW_SEED = 1 << 40
@@ -47,7 +49,7 @@ class Validation:
         out = {}
         for band in range(BANDS):
             total = 0.0
-            for rows in self.index.split(64):
+            for rows in self.index.split(VALIDATION_BATCH):
                 x0 = self.images.target(stage.index, rows).to(device)
                 batch = Batch(x0, None if labels is None else labels[rows].to(device), rows)
                 u = (band + (rows.double() + 0.5) * 0.6180339887498949 % 1) / BANDS
@@ -80,9 +82,8 @@ class Preview:
     def _samples(self, stage: Stage) -> PILImage.Image:
         """A grid of base samples: one of each class, or two where there are few (at most 26 images)."""
         classes = self.config.num_classes
-        per_class = 16 if not classes else 1 if classes > 8 else 2
-        labels = torch.arange(min(classes, 26)).repeat_interleave(per_class) if classes else None
-        count = per_class if labels is None else len(labels)
+        labels = torch.arange(min(classes, 26)).repeat_interleave(1 if classes > 8 else 2) if classes else None
+        count = preview_count(classes)
         device = next(stage.net.parameters()).device
         cascade = Cascade(self.config, [stage], device)
         settings = cascade.settings(steps=[min(self.steps, cascade.settings().steps[0])])
@@ -94,7 +95,7 @@ class Preview:
 
     def _panel(self, stage: Stage) -> PILImage.Image:
         """Low-res | augmented low-res | SR | real, for eight images at the default level."""
-        rows = self.images.spread(8)
+        rows = self.images.spread(PANEL)
         x0 = self.images.target(stage.index, rows)
         low = self.images.target(stage.index - 1, rows)
         labels = None if self.images.labels is None else torch.from_numpy(self.images.labels)[rows]
@@ -103,6 +104,21 @@ class Preview:
         window = self.config.data.window
         shown = [to_images(x, window) for x in (low, noisy, sampled, x0)]
         return panel(list(zip(("low-res", "augmented", "SR", "real"), shown, strict=True)), window=window)
+
+
+def preview_count(classes: int) -> int:
+    """Samples in a preview of the base."""
+    return 16 if not classes else min(classes, 26) if classes > 8 else 2 * classes
+
+
+def sheet_count(classes: int) -> int:
+    """Images of each stage on the sheet at the end of a run."""
+    return 16 if not classes else min(classes, GRID_MOST) * _each(classes)
+
+
+def _each(classes: int) -> int:
+    """Images of each class on that sheet."""
+    return max(1, min(4 if classes > 8 else 8, GRID_MOST // classes))
 
 
 def super_resolve(
@@ -129,10 +145,9 @@ def final_grid(cascade: Cascade, progress: Callable[[int], None]) -> tuple[Sampl
     classes = cascade.config.num_classes
     labels = None
     if classes:
-        per_class = max(1, min(4 if classes > 8 else 8, GRID_MOST // classes))
         shown = torch.linspace(0, classes - 1, min(classes, GRID_MOST), dtype=torch.float64).round().long()
-        labels = shown.repeat_interleave(per_class)
-    count = 16 if labels is None else len(labels)
+        labels = shown.repeat_interleave(_each(classes))
+    count = sheet_count(classes)
     settings = cascade.settings(steps=[min(own, GRID_STEPS) for own in cascade.settings().steps])
     parts = []
     for rows in torch.arange(count).split(26):

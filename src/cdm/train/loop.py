@@ -284,13 +284,16 @@ def _marked(seen: int, batch_size: int, total: int, marks: tuple[float, ...], ap
 
     Marks less than ``apart`` images after the one before do not count: looking must stay cheap beside a small budget.
     """
-    last = -apart
+    return any(seen - batch_size < place <= seen for place in places(total, marks, apart))
+
+
+def places(total: int, marks: tuple[float, ...], apart: int) -> list[float]:
+    """Images seen at the ``marks`` of a goal of ``total`` images that count."""
+    kept: list[float] = []
     for mark in marks:
-        if mark * total - last >= apart:
-            last = mark * total
-            if seen - batch_size < last <= seen:
-                return True
-    return False
+        if not kept or mark * total - kept[-1] >= apart:
+            kept.append(mark * total)
+    return kept
 
 
 def _keep_time(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cdm.config import OptimConfig, StageConfig
 from cdm.errors import UserError
+from cdm.losses import noise_batch
 from cdm.rng import Rng
+from cdm.stage import Stage
 from cdm.train.step import BatchSource, Trainee
+from cdm.types import Batch
 
 OVERHEAD = 0.08
 """Share of a time budget kept for validation, previews, checkpoints and the last samples."""
@@ -74,17 +77,37 @@ def measure_speed(trainee: Trainee, batches: BatchSource, rng: Rng, *, seconds: 
     """
     size = trainee.stage.config.optim.batch_size
     positions = torch.arange(size)
-    for _ in range(2):
-        trainee.step(batches(rng, positions), rng, lr=0.0)
-    trainee.sync()
-    times, begin = [], time.perf_counter()
-    while len(times) < 3 or sum(times) < seconds:
+
+    def step() -> None:
         trainee.step(batches(rng, positions), rng, lr=0.0)
         trainee.sync()
+
+    return size / _quartile(step, seconds)
+
+
+@torch.no_grad()
+def measure_look(stage: Stage, batch: Batch, rng: Rng, *, seconds: float = 0.5) -> float:
+    """Images per second of the network's forward pass, as validation and previews use it. At least 3 timed passes."""
+    noised = noise_batch(stage, batch, rng)
+
+    def look() -> None:
+        raw, _ = stage.denoiser.raw(noised.x_t, noised.logsnr, noised.cond)
+        float(raw[0, 0, 0, 0])  # waits for the device
+
+    return len(batch.index) / _quartile(look, seconds)
+
+
+def _quartile(work: Callable[[], None], seconds: float) -> float:
+    """Lower quartile of the times of ``work``, repeated for ``seconds``, after two that do not count."""
+    work()
+    work()
+    times, begin = [], time.perf_counter()
+    while len(times) < 3 or sum(times) < seconds:
+        work()
         end = time.perf_counter()
         times.append(end - begin)
         begin = end
-    return size / sorted(times)[len(times) // 4]
+    return sorted(times)[len(times) // 4]
 
 
 class Pace:

@@ -102,9 +102,10 @@ class Trainee:
             loss = stage_loss(stage, part, rng, dropout).loss.sum() / count
             loss.backward()
             total += loss.detach()
-        self._update(total)
+        self.apply(total)
 
-    def _update(self, loss: Tensor) -> None:
+    def apply(self, loss: Tensor) -> None:
+        """Clip the gradients and update the weights; ``loss`` is that of the whole batch, a scalar."""
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
