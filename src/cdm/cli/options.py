@@ -37,6 +37,12 @@ class Train:
     """Stage sizes from the base up, as 16,64 (default: from the data)."""
     batch_size: Annotated[str | None, _may("A,B,..")] = None
     """Images per update, of all or of each stage (default: the recipe's)."""
+    augmentation: Annotated[str | None, _may("KIND[,..]")] = None
+    """Of all or of each SR stage: gaussian, blur, gaussian+blur or none."""
+    aug_levels: Annotated[str | None, _may("A:B[,..]")] = None
+    """Levels trained at, as 0:0.6, or one as 0.2 (default: the recipe's)."""
+    aug_density: Annotated[str | None, _may("NAME[,..]")] = None
+    """Levels uniform in s, or in logsnr (default: the recipe's)."""
     stage: Annotated[int | None, _may("K")] = None
     """Train this stage alone; 0 is the base."""
     val: Annotated[str | None, _may("DATA")] = None

@@ -154,7 +154,7 @@ def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
     tried = []
     for stage in run.cascade.stages[1:]:
         used = run.settings.aug_level[stage.index - 1]
-        if stage.config.augmentation.kind != "gaussian":
+        if not stage.config.augmentation.has_noise:
             continue
         for level in levels_to_try(used, stage.config.augmentation.level_max):
             settings = _at_level(run.settings, stage.index, level)
