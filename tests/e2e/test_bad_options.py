@@ -35,7 +35,8 @@ REFUSED = {
     "augmentations of other stages": (("--augmentation", "blur,none"), ("has 2 entries", "each of the 1 SR stages")),
     "augmentation levels that fall": (("--aug-levels", "0.6:0.2"), ("--aug-levels is '0.6:0.2'", "a range that rises")),
     "levels where there is no noise": (
-        ("--augmentation", "blur", "--aug-levels", "0.2"), ("got --aug-levels", "no stage is trained with noise"),
+        ("--augmentation", "blur", "--aug-levels", "0.2"),
+        ("got --aug-levels", "no stage is trained with noise"),
     ),
     "no channels": (("--channels", "0"), ("--channels is 0", "expected 1")),
     "channels the images lack": (("--channels", "5"), ("3 channels (RGB)", "expected 5")),

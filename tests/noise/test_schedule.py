@@ -182,7 +182,7 @@ def drawn(**options):
 @pytest.mark.parametrize(("low", "high"), RANGES)
 @pytest.mark.parametrize("density", ["s", "logsnr"])
 def test_augmentation_levels_have_their_closed_form(density, low, high):
-    """P(told at most l): of uniform s it is (high - s(l)) / (high - low), s = 2 atan(exp(-l/2)) / pi; of uniform log-SNR
+    """P(told at most l): for uniform s (high - s(l)) / (high - low), s = 2 atan(exp(-l/2)) / pi; for uniform log-SNR
     the straight line between the ends. 1.63 / sqrt(n) is exceeded by chance once in a hundred."""
     told = drawn(level_min=low, level_max=high, level_density=density)
     ends = [12.0 if low == 0 else -2 * math.log(math.tan(math.pi * low / 2))]

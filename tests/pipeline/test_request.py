@@ -31,7 +31,7 @@ STORED = {"options": FIRST.fixed(), "fingerprint": "a" * 64}
         ({"out": Path("r\0un")}, r"--out is 'r\x00un'"),
         ({"out": Path("caf\udce9")}, r"--out is 'caf\udce9', which is no UTF-8"),
         ({"val": "v\0al"}, r"--val is 'v\x00al'"),
-        ({"augmentation": ("noise",)}, "--augmentation is 'noise'; expected one of none, gaussian, blur, gaussian+blur"),
+        ({"augmentation": ("noise",)}, "--augmentation is 'noise'; expected one of none, gaussian, blur"),
         ({"aug_levels": ("0.5:0.2",)}, "--aug-levels is '0.5:0.2'; expected a range that rises within 0"),
         ({"aug_levels": ("0:1.2",)}, "--aug-levels is '0:1.2'; expected a range"),
         ({"aug_levels": ("0:0.1:0.2",)}, "--aug-levels is '0:0.1:0.2'; expected a range"),

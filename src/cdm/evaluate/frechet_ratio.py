@@ -16,8 +16,9 @@ DRAWS = 1000
 
 
 def frechet_ratio(
-    real: FeatureStats, fake: Rows, other: Rows, strata: Int64[np.ndarray, " n"] | None = None, seed: int = 0
-) -> Estimate:
+    real: FeatureStats, fake: Rows, other: Rows, strata: Int64[np.ndarray, " n"] | None = None, seed: int = 0,
+    draws: int | None = None,
+) -> Estimate:  # fmt: skip
     """Fréchet distance of ``fake`` to ``real``, divided by that of ``other``, with a 95 % interval.
 
     The interval is the basic bootstrap of the ratio's logarithm (Davison & Hinkley 1997, eq. 5.6): both sets are drawn
@@ -27,7 +28,7 @@ def frechet_ratio(
     Args:
         fake, other: features ``[n, D]``; row i of both has the same seed and class.
         strata: class of each row; rows are drawn within their class, as images are asked for class by class.
-        seed: of the bootstrap.
+        seed: of the bootstrap. draws: of it; None: ``DRAWS``.
 
     Raises:
         UserError: different shapes, fewer than 2 images, values that are not finite.
@@ -44,13 +45,13 @@ def frechet_ratio(
     rng = np.random.default_rng(seed)
     distances = [_Distances(real, rows) for rows in (fake, other)]
     ratio = distances[0](np.ones(count)) / distances[1](np.ones(count))
-    logs = np.empty(DRAWS)
-    for i in range(DRAWS):
+    logs = np.empty(DRAWS if draws is None else draws)
+    for i in range(len(logs)):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         times = np.bincount(drawn, minlength=count).astype(np.float64)
         logs[i] = np.log(distances[0](times) / distances[1](times))
     low, high = ratio**2 / np.exp(np.quantile(logs, [0.975, 0.025]))
-    return Estimate(ratio, float(low), float(high), f"paired bootstrap, {DRAWS} draws of {count:,} seeds")
+    return Estimate(ratio, float(low), float(high), f"paired bootstrap, {len(logs)} draws of {count:,} seeds")
 
 
 class _Distances:
