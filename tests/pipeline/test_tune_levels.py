@@ -62,7 +62,8 @@ def bowl(best: float, end: float, high: float) -> Callable[[float], float]:
 
 def test_a_third_of_the_images_finds_what_all_levels_would() -> None:
     """Within one step of the exhaustive grid in nine of ten repetitions, on curves drawn at random: the best level
-    anywhere in the middle of the range, 1.3 to 3 times as far at the nearer end. Never more than a third of its images."""
+    anywhere in the middle of the range, 1.3 to 3 times as far at the nearer end. Never more than a third of
+    its images."""
     hits, rough, repeats, high = 0, 0, 300, 0.6
     draws = np.random.default_rng(0)
     for repeat in range(repeats):

@@ -209,7 +209,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """Search how a run is best sampled (sampler, grid, evaluations), and make it the run's default."""
+    """Search how a run is best sampled, and make it the run's default."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Run folder of a trained cascade."""
@@ -219,6 +219,14 @@ class Tune:
     """Real images of the training (default: as the run recorded)."""
     minutes: Annotated[float, _may("M")] = 30.0
     """Budget of the search; the same command again goes on."""
+    axis: Annotated[str, _may("A[,B]")] = "steps"
+    """steps (sampler, grid, evaluations), level (augmentation level), or both."""
+    hand_over: Annotated[str, _may("HOW")] = "both"
+    """Of the level: non_truncated, truncated, or both and the better one."""
+    metric: Annotated[str, _may("NAME")] = "fd"
+    """Of the level: fd or kid, on domain features."""
+    levels: Annotated[str | None, _may("A:B")] = None
+    """Levels to search, as 0:0.4 (default: what each stage was trained at)."""
     num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 1024
     """Images of each candidate."""
     seed: Annotated[int, _may("N")] = 0

@@ -120,3 +120,33 @@ def front_plot(points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str,
     axes.set_ylabel("Fréchet distance")
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
+
+
+def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> bytes:
+    """Distance against augmentation level with intervals, a line for each kind of low-res images; sigma / alpha above.
+
+    curves: name to points of ``level``, ``noise_ratio``, ``distance``, ``low`` and ``high``; "real" in a name is green.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    styles = iter(((ACCENT, "-"), (ACCENT, "--")))
+    for name, points in curves.items():
+        colour, line = (GOOD, "-") if "real" in name else next(styles)
+        levels, values = [p["level"] for p in points], [p["distance"] for p in points]
+        ends = [(p["distance"] - _or(p["low"], p["distance"]), _or(p["high"], p["distance"]) - p["distance"])
+                for p in points]  # fmt: skip
+        axes.errorbar(levels, values, yerr=np.array(ends).T, color=colour, linestyle=line, linewidth=1.4, capsize=3,
+                      marker="o", markersize=4, label=name)  # fmt: skip
+    ratios = {p["level"]: p["noise_ratio"] for points in curves.values() for p in points}
+    ticks = sorted(ratios)[:: max(1, len(ratios) // 6)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(ticks, [f"{ratios[tick]:.2g}" for tick in ticks])
+    above.set_xlabel("σ/α")
+    axes.set_xlabel("augmentation level s")
+    axes.set_ylabel(what)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -8,17 +8,16 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cdm.errors import UserError
-from cdm.evaluate.frechet import symmetric_root
-from cdm.evaluate.intervals import Estimate
-from cdm.evaluate.stats import FeatureStats, Rows, check_features
+from cdm.evaluate.frechet import leave_out, quick_distance, symmetric_root
+from cdm.evaluate.intervals import Estimate, jackknife
+from cdm.evaluate.stats import FeatureStats, Rows, check_features, feature_stats
 
 DRAWS = 1000
 
 
 def frechet_ratio(
-    real: FeatureStats, fake: Rows, other: Rows, strata: Int64[np.ndarray, " n"] | None = None, seed: int = 0,
-    draws: int | None = None,
-) -> Estimate:  # fmt: skip
+    real: FeatureStats, fake: Rows, other: Rows, strata: Int64[np.ndarray, " n"] | None = None, seed: int = 0
+) -> Estimate:
     """Fréchet distance of ``fake`` to ``real``, divided by that of ``other``, with a 95 % interval.
 
     The interval is the basic bootstrap of the ratio's logarithm (Davison & Hinkley 1997, eq. 5.6): both sets are drawn
@@ -28,7 +27,7 @@ def frechet_ratio(
     Args:
         fake, other: features ``[n, D]``; row i of both has the same seed and class.
         strata: class of each row; rows are drawn within their class, as images are asked for class by class.
-        seed: of the bootstrap. draws: of it; None: ``DRAWS``.
+        seed: of the bootstrap.
 
     Raises:
         UserError: different shapes, fewer than 2 images, values that are not finite.
@@ -45,13 +44,28 @@ def frechet_ratio(
     rng = np.random.default_rng(seed)
     distances = [_Distances(real, rows) for rows in (fake, other)]
     ratio = distances[0](np.ones(count)) / distances[1](np.ones(count))
-    logs = np.empty(DRAWS if draws is None else draws)
-    for i in range(len(logs)):
+    logs = np.empty(DRAWS)
+    for i in range(DRAWS):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         times = np.bincount(drawn, minlength=count).astype(np.float64)
         logs[i] = np.log(distances[0](times) / distances[1](times))
     low, high = ratio**2 / np.exp(np.quantile(logs, [0.975, 0.025]))
-    return Estimate(ratio, float(low), float(high), f"paired bootstrap, {len(logs)} draws of {count:,} seeds")
+    return Estimate(ratio, float(low), float(high), f"paired bootstrap, {DRAWS} draws of {count:,} seeds")
+
+
+def frechet_log_ratio(real: FeatureStats, fake: Rows, other: Rows) -> Estimate:
+    """Logarithm of the same ratio, with the interval of a jackknife that leaves the same seeds out of both sets.
+
+    Its interval holds with as few images as features too, where the bootstrap's is far too narrow: rows drawn twice
+    leave a covariance of lower rank. Of 128 images with 128 features, two sets of one law were told apart by the lower
+    end of the bootstrap's interval in a fifth of cases, by this one's in none of 60.
+    """
+    root, logs = symmetric_root(real.cov), []
+    for rows in (fake, other):
+        stats = feature_stats(rows)
+        logs.append([np.log(quick_distance(real, each, root)) for each in (stats, *leave_out(rows, stats))])
+    gaps = [float(one - two) for one, two in zip(*logs, strict=True)]
+    return jackknife(gaps[0], gaps[1:], "seeds")
 
 
 class _Distances:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from cdm.errors import UserError
 from cdm.evaluate.frechet import frechet_estimate
-from cdm.evaluate.frechet_ratio import frechet_ratio
+from cdm.evaluate.frechet_ratio import frechet_log_ratio
 from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.kid import kid
 from cdm.evaluate.stats import FeatureStats, Rows
 
 GROUPS = 20
 """Of KID's jackknife."""
-DRAWS = 200
-"""Of the bootstrap: an interval to decide by need not be as exact as one to report."""
 
 
 @runtime_checkable
@@ -30,9 +27,9 @@ class PairedMetric(Protocol):
 
     def value(self, rows: Rows) -> Estimate: ...
 
-    def worse(self, rows: Rows, than: Rows, strata: Int64[np.ndarray, " n"] | None = None) -> Estimate:
+    def worse(self, rows: Rows, than: Rows) -> Estimate:
         """How much farther ``rows`` are than ``than``, with a 95 % interval; above 0: farther. Row i of both has the
-        same seed and class; ``strata``: the class."""
+        same seed and class."""
         ...
 
 
@@ -45,10 +42,8 @@ class Fd:
     def value(self, rows: Rows) -> Estimate:
         return frechet_estimate(self.real, rows)
 
-    def worse(self, rows: Rows, than: Rows, strata: Int64[np.ndarray, " n"] | None = None) -> Estimate:
-        found = frechet_ratio(self.real, rows, than, strata, draws=DRAWS)
-        assert found.low is not None and found.high is not None
-        return Estimate(log(found.value), log(found.low), log(found.high), found.method)
+    def worse(self, rows: Rows, than: Rows) -> Estimate:
+        return frechet_log_ratio(self.real, rows, than)
 
 
 @dataclass(frozen=True)
@@ -60,18 +55,14 @@ class Kid:
     def value(self, rows: Rows) -> Estimate:
         return kid(self.real, rows)
 
-    def worse(self, rows: Rows, than: Rows, strata: Int64[np.ndarray, " n"] | None = None) -> Estimate:
+    def worse(self, rows: Rows, than: Rows) -> Estimate:
         sides = [_KernelSums(self.real, each) for each in (rows, than)]
         gaps = [sides[0].without(group) - sides[1].without(group) for group in (None, *range(GROUPS))]
         return jackknife(gaps[0], gaps[1:], "seeds")
 
 
-METRICS = ("fd", "kid")
-"""What a level may be chosen by."""
-
-
 def paired_metric(name: str, stats: FeatureStats, rows: Rows) -> PairedMetric:
-    """``stats`` and ``rows``: of the real images."""
+    """``fd`` or ``kid``. ``stats`` and ``rows``: of the real images."""
     return Fd(stats) if name == "fd" else Kid(rows)
 
 
