@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cdm.cascade import Cascade
-from cdm.config import SamplingConfig
+from cdm.config import CascadeConfig, SamplingConfig
 from cdm.errors import UserError
 from cdm.evaluate.paired import PairedMetric, least_reference, paired_metric
 from cdm.pipeline.augmentation_request import parse_levels
@@ -21,7 +21,6 @@ from cdm.pipeline.tune_level_trials import SEEDS, LevelTrials, LowRes
 from cdm.pipeline.tune_request import HAND_OVERS, TuneRequest
 from cdm.pipeline.tune_search import Budget
 from cdm.pipeline.tune_trials import shown_at
-from cdm.stage import Stage
 
 Say = Callable[[str], None]
 
@@ -72,25 +71,25 @@ class LevelBench:
         return replace(trials, real=low_res, labels=low_res.labels, images=len(low_res.images), budget=self.budget,
                        made=0, _stores={})  # fmt: skip
 
-    def range_of(self, stage: Stage) -> tuple[float, float]:
+    def range_of(self, stage: int) -> tuple[float, float]:
         """Levels that are searched."""
-        own, asked = stage.config.augmentation, self.request.levels
+        own, asked = self.cascade.config.stages[stage].augmentation, self.request.levels
         return (own.level_min, own.level_max) if asked is None else parse_levels(asked, "--levels")
 
 
-def searched_stages(cascade: Cascade, request: TuneRequest) -> list[Stage]:
+def searched_stages(config: CascadeConfig, request: TuneRequest) -> list[int]:
     """SR stages that have a level to choose.
 
     Raises:
-        UserError: none has, ``--levels`` asks for others than trained at, or a hand-over that a stage cannot take.
+        UserError: none has, or ``--levels`` asks for others than trained at.
     """
-    if len(cascade.stages) == 1:
+    if len(config.stages) == 1:
         raise UserError(
             f"{request.run} has no SR stage, and so no augmentation level to tune; expected a cascade: leave --axis "
             "level out."
         )
-    noisy = [stage for stage in cascade.stages[1:] if stage.config.augmentation.has_noise]
-    found = [s for s in noisy if s.config.augmentation.level_min < s.config.augmentation.level_max]
+    noisy = [k for k, stage in enumerate(config.stages) if stage.augmentation.has_noise]
+    found = [k for k in noisy if config.stages[k].augmentation.level_min < config.stages[k].augmentation.level_max]
     if not found:
         why = "was trained at one level alone" if noisy else "was trained without noise on its low-res image"
         raise UserError(
@@ -99,22 +98,23 @@ def searched_stages(cascade: Cascade, request: TuneRequest) -> list[Stage]:
         )
     if request.levels is not None:
         low, high = parse_levels(request.levels, "--levels")
-        for stage in found:
-            own = stage.config.augmentation
+        for k in found:
+            own = config.stages[k].augmentation
             if low == high or not (own.trained_at(low) and own.trained_at(high)):
                 raise UserError(
-                    f"--levels is {request.levels}, but stage {stage.name} was trained at {own.level_min:g} to "
-                    f"{own.level_max:g}; expected a range within: change --levels, or leave it out."
+                    f"--levels is {request.levels}, but stage {stage_name(config, k)} was trained at "
+                    f"{own.level_min:g} to {own.level_max:g}; expected a range within: change --levels, or leave it "
+                    "out."
                 )
     return found
 
 
-def hand_overs(cascade: Cascade, request: TuneRequest, say: Say) -> list[str]:
+def hand_overs(config: CascadeConfig, request: TuneRequest, say: Say) -> list[str]:
     """Those that are searched. Raises ``UserError`` where the one asked for cannot be."""
-    without = [stage for stage in cascade.stages[1:] if not stage.config.augmentation.has_noise]
+    without = [k for k, stage in enumerate(config.stages) if k and not stage.augmentation.has_noise]
     asked: list[str] = list(HAND_OVERS) if request.hand_over == "both" else [request.hand_over]
     if without and "truncated" in asked:
-        told = f"stage {without[0].name} has {without[0].config.augmentation.kind!r}"
+        told = f"stage {stage_name(config, without[0])} has {config.stages[without[0]].augmentation.kind!r}"
         if request.hand_over == "truncated":
             raise UserError(
                 f"the truncated hand-over needs SR stages trained with Gaussian augmentation; {told}: use --hand-over "
@@ -123,6 +123,10 @@ def hand_overs(cascade: Cascade, request: TuneRequest, say: Say) -> list[str]:
         say(f"the truncated hand-over is left out: {told}")
         asked.remove("truncated")
     return asked
+
+
+def stage_name(config: CascadeConfig, index: int) -> str:
+    return f"{index}-{config.sizes[index]}"
 
 
 def halves(judge: Judge, request: TuneRequest) -> tuple[RealImages, RealImages]:

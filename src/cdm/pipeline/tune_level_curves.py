@@ -24,7 +24,7 @@ def curves_of(
     ones. Real low-res images come from the other half. What the time does not suffice for is left out and counted."""
     request = bench.request
     count = min(max(request.images // SHARE, LEAST), request.images, bench.unused.count)
-    low, high = bench.range_of(bench.cascade.stages[stage])
+    low, high = bench.range_of(stage)
     levels = sorted({*level_grid(low, high)[::COARSE], *found})
     real = bench.on_real(next(iter(generated.values())), real_low_res(bench, stage, count))
     points: dict[str, list[LevelPoint]] = {name: [] for name in (*generated, "real")}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm.artifacts import RunLock, make_folder, save_json
+from cdm.cascade import load_config
 from cdm.config import SamplingConfig, to_dict
 from cdm.errors import UserError
 from cdm.evaluate.intervals import Estimate
@@ -29,7 +30,6 @@ from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import Budget
 from cdm.pipeline.tune_store import store_sampling
 from cdm.runtime import set_threads
-from cdm.stage import Stage
 from cdm.train.log import duration
 
 SEARCH_TIME = 0.6
@@ -65,10 +65,10 @@ def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
     request.check_run()
     began = time.monotonic()
     set_threads(request.threads)
+    config = load_config(request.run)
+    stages, ways = searched_stages(config, request), hand_overs(config, request, say)
     with RunLock(make_folder(request.out)):
         judge = open_judge(request.judged(), progress, say)
-        stages = searched_stages(judge.cascade, request)
-        ways = hand_overs(judge.cascade, request, say)
         half, unused = halves(judge, request)
         bench = LevelBench(request, judge, half, unused, Budget(60 * request.axis_minutes, time.monotonic()),
                            progress, say)  # fmt: skip
@@ -86,7 +86,7 @@ def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
         again = _again(bench, climbed[way][-1], chosen)
         kept = judge.cascade.settings() if again["worse for sure"] else chosen
         _store(request, bench, kept)
-        curves = [curves_of(bench, stage.index, {w: s[k].trials for w, s in climbed.items()},
+        curves = [curves_of(bench, stage, {w: s[k].trials for w, s in climbed.items()},
                             [s[k].best for s in climbed.values()])
                   for k, stage in enumerate(stages)]  # fmt: skip
         told = _told(bench, climbed, why, again, kept, curves, began)
@@ -96,34 +96,41 @@ def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
     return level_report(request.out / "levels.html", told, curves, request.command)
 
 
-def _climb(bench: LevelBench, way: str, stages: Sequence[Stage], seconds: float) -> list[Searched]:
+def _climb(bench: LevelBench, way: str, stages: Sequence[int], seconds: float) -> list[Searched]:
     """One hand-over through the SR stages; empty where no level allows it."""
     settings = replace(bench.cascade.settings(), hand_over=way)
     climbed = []
     for stage in stages:
+        name = bench.cascade.stages[stage].name
         low, high = bench.range_of(stage)
-        trials = bench.trials(stage.index, settings, Budget(seconds, time.monotonic()))
+        trials = bench.trials(stage, settings, Budget(seconds, time.monotonic()))
         grid = level_grid(low, high)
         allowed = [level for level in grid if trials.allows(level)]
         if not allowed:
             return []
         if len(allowed) < len(grid):
-            bench.say(f"stage {stage.name}, {way}: the stage below can stop at {allowed[0]:g} to {allowed[-1]:g} only")
+            bench.say(f"stage {name}, {way}: the stage below can stop at {allowed[0]:g} to {allowed[-1]:g} only")
         found = search_levels(trials, low, high, bench.request.images)
         if found.best is None:
             raise UserError(
                 f"--minutes {bench.request.minutes:g} does not suffice for the first round of levels of stage "
-                f"{stage.name}; expected more: raise --minutes, or lower -n. What was made is kept."
+                f"{name}; expected more: raise --minutes, or lower -n. What was made is kept."
             )
         count, value = found.values[found.best]
         early = "" if found.finished else "; stopped by --minutes, the same command goes on"
         bench.say(
-            f"stage {stage.name}, {way}: level {found.best:g}, distance {value:.3g} by {count:,} images; "
-            f"{trials.made:,} images made ({GRID} levels in full: {GRID * bench.request.images:,}){early}"
+            f"stage {name}, {way}: level {found.best:g}, distance {value:.3g} by {count:,} images; "
+            f"{_spent(found):,} images in all, where {GRID} levels in full would take "
+            f"{GRID * bench.request.images:,}{early}"
         )
         climbed.append(Searched(trials, found, found.best))
         settings = trials.at(found.best)
     return climbed
+
+
+def _spent(found: LevelSearch) -> int:
+    """Images of all levels."""
+    return sum(count for count, _ in found.values.values())
 
 
 def _choose(climbed: dict[str, list[Searched]]) -> tuple[str, str]:
@@ -182,8 +189,7 @@ def _told(
     request, judge = bench.request, bench.judge
     searches = [
         {"stage": bench.cascade.stages[found.trials.stage].name, "hand_over": way, "best": found.best,
-         "levels": found.points(), "finished": found.search.finished, "images_made": found.trials.made,
-         "images_in_all": sum(count for count, _ in found.search.values.values()),
+         "levels": found.points(), "finished": found.search.finished, "images_in_all": _spent(found.search),
          "exhaustive_images": GRID * request.images, "by_seed": found.trials.by_seed(found.best, found.images)}
         for way, stages in climbed.items() for found in stages
     ]  # fmt: skip

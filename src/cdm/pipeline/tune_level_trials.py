@@ -133,7 +133,7 @@ class LevelTrials:
     """The levels of SR stage ``stage``, a ``LevelTrial``.
 
     settings: hand-over, and the levels of the other SR stages. images: of a finalist. labels: class of each, in turn.
-    real: real low-res images in place of the run's own. made: images made so far, by this call.
+    real: real low-res images in place of the run's own. made: images made by this object.
     """
 
     cascade: Cascade
