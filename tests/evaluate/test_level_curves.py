@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import pytest
 from PIL import Image as PILImage
 
 from cdm.evaluate.evaluation_plots import levels_plot
-from cdm.evaluate.level_curves import LevelCurves, LevelPoint
+from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
 
 LEVELS = (0.0, 0.1, 0.2, 0.3)
 
@@ -18,20 +19,29 @@ def told(level: float) -> float:
     return 12.0 if level == 0 else -2 * math.log(math.tan(math.pi * level / 2))
 
 
-def points(*values: float, reach: float = 0.5) -> tuple[LevelPoint, ...]:
+def points(*values: float, reach: float = 1.0, real: Sequence[float] = ()) -> tuple[LevelPoint, ...]:
+    """Every comparison is known to ``reach``, either way."""
+
+    def gap(value: float, than: float) -> Gap:
+        return Gap(1.0 * value - than, value - than - reach, value - than + reach)
+
     return tuple(
-        LevelPoint(s, told(s), 1.0 * value, value - reach, value + reach)
-        for s, value in zip(LEVELS, values, strict=False)
-    )
+        LevelPoint(
+            s, told(s), 1.0 * value, value - 3.0, value + 3.0, gap(value, min(values)), gap(value, values[0]),
+            gap(value, real[k]) if real else None, (value - reach, value + reach),
+        )
+        for k, (s, value) in enumerate(zip(LEVELS, values, strict=False))
+    )  # fmt: skip
 
 
-def words(generated: tuple[LevelPoint, ...], real: tuple[LevelPoint, ...]) -> str:
-    return "\n".join(LevelCurves("1-16", 256, {"non_truncated": generated}, real).words)
+def words(generated: Sequence[float], real: Sequence[float]) -> str:
+    curves = LevelCurves("1-16", 256, {"non_truncated": points(*generated, real=real)}, points(*real))
+    return "\n".join(curves.words)
 
 
 def test_the_papers_picture() -> None:
     """Non-monotone on generated images, rising on real ones."""
-    said = words(points(9, 5, 6.2, 8), points(3, 3.5, 5.8, 7.5))
+    said = words((9, 5, 6.2, 8), (3, 3.5, 5.8, 7.5))
     assert "smallest at level 0.1, and both ends are worse beyond the intervals" in said
     assert "worse than real ones up to level 0.1; from level 0.2 on the curves lie together" in said
     assert "level 0.2 is the first that is worse than 0 beyond the intervals: there loss of information begins" in said
@@ -51,7 +61,7 @@ def test_the_papers_picture() -> None:
     ],
 )
 def test_what_is_said_when_it_is_otherwise(generated, real, expected) -> None:
-    assert expected in words(points(*generated), points(*real))
+    assert expected in words(generated, real)
 
 
 def test_without_real_images_only_the_minimum_is_told() -> None:

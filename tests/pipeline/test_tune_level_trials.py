@@ -50,7 +50,8 @@ def cascade() -> Cascade:
 def trials_of(
     cascade: Cascade, folder: Path, hand_over: str = "non_truncated", stage: int = 2, **changes
 ) -> LevelTrials:
-    settings = cascade.settings(steps=[3, 2, 2], aug_level=[0.3, 0.1], hand_over=hand_over)
+    depth = len(cascade.stages)
+    settings = cascade.settings(steps=[3, 2, 2][:depth], aug_level=[0.3, 0.1][: depth - 1], hand_over=hand_over)
     real = np.random.default_rng(0).normal(size=(200, 4))
     labels = np.repeat(np.arange(IMAGES) % 2, SEEDS)[:IMAGES]
     made = LevelTrials(

@@ -123,19 +123,25 @@ def front_plot(points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str,
 
 
 def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> bytes:
-    """Distance against augmentation level with intervals, a line for each kind of low-res images; sigma / alpha above.
+    """Distance against augmentation level, a line for each kind of low-res images; sigma / alpha above. Thin bars from
+    ``low`` to ``high``, thick ones over ``paired``.
 
-    curves: name to points of ``level``, ``noise_ratio``, ``distance``, ``low`` and ``high``; "real" in a name is green.
+    curves: name to points of ``level``, ``noise_ratio``, ``distance``, ``low``, ``high`` and ``paired``; "real" in a
+        name is green.
     """
     figure, axes = _figure(6.4, 4.2)
     styles = iter(((ACCENT, "-"), (ACCENT, "--")))
-    for name, points in curves.items():
+    reach = max((point["level"] for points in curves.values() for point in points), default=1.0)
+    for k, (name, points) in enumerate(curves.items()):
         colour, line = (GOOD, "-") if "real" in name else next(styles)
-        levels, values = [p["level"] for p in points], [p["distance"] for p in points]
-        ends = [(p["distance"] - _or(p["low"], p["distance"]), _or(p["high"], p["distance"]) - p["distance"])
-                for p in points]  # fmt: skip
-        axes.errorbar(levels, values, yerr=np.array(ends).T, color=colour, linestyle=line, linewidth=1.4, capsize=3,
-                      marker="o", markersize=4, label=name)  # fmt: skip
+        values = [point["distance"] for point in points]
+        places = [point["level"] + 0.01 * reach * k for point in points]  # bars beside each other
+        for place, point in zip(places, points, strict=True):
+            if point["low"] is not None:
+                axes.vlines(place, point["low"], point["high"], color=colour, linewidth=0.7, alpha=0.6)
+            if point["paired"] is not None:
+                axes.vlines(place, *point["paired"], color=colour, linewidth=3.5, alpha=0.6)
+        axes.plot(places, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=4, label=name)
     ratios = {p["level"]: p["noise_ratio"] for points in curves.values() for p in points}
     ticks = sorted(ratios)[:: max(1, len(ratios) // 6)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -146,7 +152,3 @@ def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) ->
     axes.set_ylabel(what)
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value

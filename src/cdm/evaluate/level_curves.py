@@ -13,27 +13,37 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How much worse, with a 95 % interval; above 0: worse."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class LevelPoint:
-    """One level s as its stage is told it (log-SNR), and its distance to real images with a 95 % interval."""
+    """One level s as its stage is told it (log-SNR), and its distance to real images with a 95 % interval.
+
+    against_best, against_first: how much worse it is than the best and the first point of its curve, on the same seeds;
+    against_real: than real low-res images at this level. None: it is that point itself, or there is none.
+    paired: ends of ``against_best`` as distances.
+    """
 
     level: float
     logsnr: float
     distance: float
     low: float | None
     high: float | None
+    against_best: Gap | None = None
+    against_first: Gap | None = None
+    against_real: Gap | None = None
+    paired: tuple[float, float] | None = None
 
     @property
     def noise_ratio(self) -> float:
         """sigma / alpha; 0 at level 0, where there is no noise at all."""
         return math.exp(-self.logsnr / 2) if self.level > 0 else 0.0
-
-    @property
-    def top(self) -> float:
-        return self.distance if self.high is None else self.high
-
-    @property
-    def bottom(self) -> float:
-        return self.distance if self.low is None else self.low
 
     def told(self) -> dict[str, Any]:
         return asdict(self) | {"noise_ratio": self.noise_ratio}
@@ -62,8 +72,12 @@ class LevelCurves:
         said = [_minimum(how, points) for how, points in self.generated.items() if points]
         main = next(iter(self.generated.values()), ())
         if main and self.real:
-            said += [_compounding(main, self.real), _loss(self.real)]
+            said += [_compounding(main), _loss(self.real)]
         return said
+
+
+def _is_worse(gap: Gap | None) -> bool:
+    return gap is not None and gap.low > 0
 
 
 def _minimum(how: str, points: Sequence[LevelPoint]) -> str:
@@ -72,7 +86,7 @@ def _minimum(how: str, points: Sequence[LevelPoint]) -> str:
     ends = (points[0], points[-1])
     if best in ends:
         return f"{begin}, an end of what was searched: there may be better beyond it."
-    beyond = [best.top < end.bottom for end in ends]
+    beyond = [_is_worse(end.against_best) for end in ends]
     if all(beyond):
         return f"{begin}, and both ends are worse beyond the intervals."
     if not any(beyond):
@@ -83,11 +97,10 @@ def _minimum(how: str, points: Sequence[LevelPoint]) -> str:
     return f"{begin}; level {worse.level:g} is worse beyond the intervals, level {other.level:g} is not."
 
 
-def _compounding(generated: Sequence[LevelPoint], real: Sequence[LevelPoint]) -> str:
+def _compounding(generated: Sequence[LevelPoint]) -> str:
     """Where generated low-res images stop to cost anything against real ones."""
-    by_level = {point.level: point for point in real}
-    pairs = [(point, by_level[point.level]) for point in generated if point.level in by_level]
-    apart = [made.bottom > true.top for made, true in pairs]
+    pairs = [point for point in generated if point.against_real is not None]
+    apart = [_is_worse(point.against_real) for point in pairs]
     if not pairs:
         return "No level was measured on both kinds of images."
     if not any(apart):
@@ -102,15 +115,15 @@ def _compounding(generated: Sequence[LevelPoint], real: Sequence[LevelPoint]) ->
         )
     last = max(k for k, is_apart in enumerate(apart) if is_apart)
     return (
-        f"Generated low-res images are worse than real ones up to level {pairs[last][0].level:g}; from level "
-        f"{pairs[last + 1][0].level:g} on the curves lie together: there compounding error ends."
+        f"Generated low-res images are worse than real ones up to level {pairs[last].level:g}; from level "
+        f"{pairs[last + 1].level:g} on the curves lie together: there compounding error ends."
     )
 
 
 def _loss(real: Sequence[LevelPoint]) -> str:
     """Where noise costs information on images without fault."""
     first = real[0]
-    lost = [point for point in real[1:] if point.bottom > first.top]
+    lost = [point for point in real[1:] if _is_worse(point.against_first)]
     if not lost:
         return (
             f"On real low-res images no level is worse than {first.level:g} beyond the intervals: a loss of "

@@ -36,7 +36,8 @@ def _curves(found: LevelCurves) -> Section:
     blocks: list[Text | Picture] = []
     if lines:
         caption = (
-            f"Distance to real images against the level, {found.images:,} images a point, bars are 95 % intervals."
+            f"Distance to real images against the level, {found.images:,} images a point. Thick bars: 95 % intervals "
+            "against the best level of the same line, on the same seeds. Thin ones: of the distance alone."
         )
         blocks.append(Picture(levels_plot(lines, "distance to real images"), caption))
     left = [Text(f"{found.missing} points are left out for lack of time.")] if found.missing else []
@@ -51,6 +52,7 @@ def _search(found: Mapping[str, Any]) -> Section:
             f"{p['logsnr']:.2f}",
             f"{p['images']:,}",
             _interval(p),
+            p["told"],
             _note(p, found),
         )
         for p in found["levels"]
@@ -59,7 +61,10 @@ def _search(found: Mapping[str, Any]) -> Section:
     return Section(
         f"Stage {found['stage']}, {found['hand_over']}",
         [
-            Table(("s", "σ/α", "log-SNR λ", "images", "distance (95 %)", ""), rows),
+            Table(
+                ("s", "σ/α", "log-SNR λ", "images", "distance (95 %)", "against the best, on the same seeds", ""), rows
+            ),
+            Text("A distance alone is known badly; most of its chance is in the seeds and cancels against the best."),
             Text("Distances of different numbers of images do not compare: fewer make a Fréchet distance larger."),
             Text(f"The best level by each sampling seed alone, a third of its images each: {seeds}."),
             Text(

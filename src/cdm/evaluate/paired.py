@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +33,14 @@ class PairedMetric(Protocol):
         same seed and class."""
         ...
 
+    def moved(self, distance: float, gap: float) -> float:
+        """The distance that is so much worse than ``distance``."""
+        ...
+
+    def told(self, gap: Estimate) -> str:
+        """A ``worse`` for people."""
+        ...
+
 
 @dataclass(frozen=True)
 class Fd:
@@ -44,6 +53,13 @@ class Fd:
 
     def worse(self, rows: Rows, than: Rows) -> Estimate:
         return frechet_log_ratio(self.real, rows, than)
+
+    def moved(self, distance: float, gap: float) -> float:
+        return distance * exp(gap)
+
+    def told(self, gap: Estimate) -> str:
+        assert gap.low is not None and gap.high is not None
+        return f"{exp(gap.value):.2f} times as far ({exp(gap.low):.2f} to {exp(gap.high):.2f})"
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,12 @@ class Kid:
         sides = [_KernelSums(self.real, each) for each in (rows, than)]
         gaps = [sides[0].without(group) - sides[1].without(group) for group in (None, *range(GROUPS))]
         return jackknife(gaps[0], gaps[1:], "seeds")
+
+    def moved(self, distance: float, gap: float) -> float:
+        return distance + gap
+
+    def told(self, gap: Estimate) -> str:
+        return f"farther by {gap.value:.3g} ({gap.low:.3g} to {gap.high:.3g})"
 
 
 def paired_metric(name: str, stats: FeatureStats, rows: Rows) -> PairedMetric:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from cdm.data.batches import Pyramid
-from cdm.evaluate.level_curves import LevelCurves, LevelPoint
+from cdm.evaluate.intervals import Estimate
+from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.tune_level_bench import LevelBench
 from cdm.pipeline.tune_level_trials import LevelTrials, LowRes
 from cdm.pipeline.tune_levels import COARSE, level_grid
 
-SHARE, LEAST = 4, 256
+SHARE, LEAST = 2, 256
 """A point takes one in so many of a finalist's images, and at least so many."""
 
 
@@ -40,8 +42,38 @@ def curves_of(
                 missing += 1
     if missing:
         bench.say(f"{missing} points of the curves left out for lack of time; the same command again goes on")
-    made = {name: tuple(points[name]) for name in generated}
-    return LevelCurves(bench.cascade.stages[stage].name, count, made, tuple(points["real"]), missing)
+    known = {point.level for point in points["real"]}
+    made = {name: _compared(trials, points[name], count, real, known) for name, trials in generated.items()}
+    compared = _compared(real, points["real"], count, real, set())
+    return LevelCurves(bench.cascade.stages[stage].name, count, made, compared, missing)
+
+
+def _compared(
+    trials: LevelTrials, points: list[LevelPoint], count: int, real: LevelTrials, known: set[float]
+) -> tuple[LevelPoint, ...]:
+    """The points with how much worse they are than others. ``known``: levels that real images were measured at."""
+    if not points:
+        return ()
+    best, first = min(points, key=lambda point: point.distance), points[0]
+    compared = []
+    for point in points:
+        over_best = gap_of(trials.worse(point.level, best.level, count)) if point is not best else None
+        over_first = gap_of(trials.worse(point.level, first.level, count)) if point is not first else None
+        over_real = None
+        if point.level in known:
+            over_real = gap_of(trials.metric.worse(trials.rows(point.level, count), real.rows(point.level, count)))
+        paired = None
+        if over_best is not None:
+            move = trials.metric.moved
+            paired = (move(best.distance, over_best.low), move(best.distance, over_best.high))
+        compared.append(replace(point, against_best=over_best, against_first=over_first, against_real=over_real,
+                                paired=paired))  # fmt: skip
+    return tuple(compared)
+
+
+def gap_of(found: Estimate) -> Gap:
+    assert found.low is not None and found.high is not None
+    return Gap(found.value, found.low, found.high)
 
 
 def point_at(trials: LevelTrials, level: float, images: int) -> LevelPoint:

@@ -6,7 +6,6 @@ at the top. What was found is measured again on seeds and real images that the s
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from cdm.evaluate.level_report import level_report
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_level_bench import LevelBench, Say, halves, hand_overs, searched_stages
-from cdm.pipeline.tune_level_curves import curves_of, point_at
+from cdm.pipeline.tune_level_curves import curves_of, gap_of, point_at
 from cdm.pipeline.tune_level_trials import SEEDS, LevelTrials
 from cdm.pipeline.tune_levels import GRID, LevelSearch, level_grid, search_levels
 from cdm.pipeline.tune_request import TuneRequest
@@ -50,10 +49,14 @@ class Searched:
         return self.search.values[self.best][0]
 
     def points(self) -> list[dict[str, Any]]:
-        return [
-            point_at(self.trials, level, count).told() | {"images": count, "rejected": level in self.search.rejected}
-            for level, (count, _) in sorted(self.search.values.items())
-        ]
+        """Every level by as many images as it had, and how much worse than the best by as many."""
+        rows = []
+        for level, (count, _) in sorted(self.search.values.items()):
+            gap = None if level == self.best else self.trials.worse(level, self.best, count)
+            told = "" if gap is None else self.trials.metric.told(gap)
+            row = replace(point_at(self.trials, level, count), against_best=None if gap is None else gap_of(gap))
+            rows.append(row.told() | {"images": count, "rejected": level in self.search.rejected, "told": told})
+        return rows
 
 
 def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
@@ -85,11 +88,11 @@ def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
         chosen = climbed[way][-1].trials.at(climbed[way][-1].best)
         again = _again(bench, climbed[way][-1], chosen)
         kept = judge.cascade.settings() if again["worse for sure"] else chosen
-        _store(request, bench, kept)
         curves = [curves_of(bench, stage, {w: s[k].trials for w, s in climbed.items()},
                             [s[k].best for s in climbed.values()])
                   for k, stage in enumerate(stages)]  # fmt: skip
         told = _told(bench, climbed, why, again, kept, curves, began)
+        _store(request, bench, kept)  # last: whoever is stopped before compares with the same default again
     for line in (again["words"], f"from now on: {_words(kept)}", *(word for each in curves for word in each.words)):
         say(line)
     save_json(request.out / "levels.json", told)
@@ -147,7 +150,7 @@ def _choose(climbed: dict[str, list[Searched]]) -> tuple[str, str]:
     gap = trials.metric.worse(rows["truncated"], rows["non_truncated"])
     way = "non_truncated" if _is_above(gap) else "truncated"
     why = "it is better" if _is_above(gap) or _is_below(gap) else "no difference shows, and it takes fewer evaluations"
-    return way, f"truncated against non_truncated: {_gap_words(trials, gap)}; hand-over {way}: {why}"
+    return way, f"truncated against non_truncated: {trials.metric.told(gap)}; hand-over {way}: {why}"
 
 
 def _again(bench: LevelBench, top: Searched, chosen: SamplingConfig) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _again(bench: LevelBench, top: Searched, chosen: SamplingConfig) -> dict[str
         told["against before"] = _estimate(gap)
         told["worse for sure"] = _is_above(gap)
         kept = "; what was found does not hold, and the default stays" if _is_above(gap) else ""
-        told["words"] += f"; against the default before, on the unused half: {_gap_words(fresh, gap)}{kept}"
+        told["words"] += f"; against the default before, on the unused half: {fresh.metric.told(gap)}{kept}"
     return told
 
 
@@ -208,14 +211,6 @@ def _told(
 def _words(settings: SamplingConfig) -> str:
     levels = ", ".join(f"{level:g}" for level in settings.aug_level)
     return f"augmentation level {levels}, hand-over {settings.hand_over}"
-
-
-def _gap_words(trials: LevelTrials, gap: Estimate) -> str:
-    """A comparison for people: a ratio of Fréchet distances, a difference of kernel distances."""
-    assert gap.low is not None and gap.high is not None
-    if type(trials.metric).__name__ == "Fd":
-        return f"{math.exp(gap.value):.2f} times as far ({math.exp(gap.low):.2f} to {math.exp(gap.high):.2f})"
-    return f"farther by {gap.value:.3g} ({gap.low:.3g} to {gap.high:.3g})"
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
