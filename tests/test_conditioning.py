@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tests.fakes import random_stage, stage_config
+from tests.fakes import random_cascade, random_stage, stage_config
 from torch import Tensor
 
 from cdm.conditioning import (
@@ -25,9 +25,11 @@ from cdm.config import AugmentationConfig
 from cdm.data.batches import TrainingImages
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import num_levels, to_float, to_images
-from cdm.losses import noise_batch
+from cdm.losses import noise_batch, stage_loss
 from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
 from cdm.rng import Purpose, Rng
+from cdm.stage import build_stage
+from cdm.types import Batch
 
 GAUSSIAN = AugmentationConfig()
 RNG = Rng(5, 1)
@@ -298,6 +300,20 @@ def test_conditioning_noise_is_drawn_once_per_image():
     assert torch.equal(cond.aug_logsnr, levels_of(0.3).expand(4))
     eps = (augmented.noisy - math.cos(0.15 * math.pi) * low_res) / math.sin(0.15 * math.pi)
     assert (eps[0] - eps[1]).abs().mean() > 0.5  # another image, other noise
+
+
+@pytest.mark.parametrize("density", ["s", "logsnr"])
+@pytest.mark.parametrize("kind", ["none", "gaussian", "blur", "gaussian+blur"])
+def test_every_augmentation_trains_and_samples(kind, density):
+    """The net is told a level exactly where there is noise, and a gradient comes back."""
+    augmentation = AugmentationConfig(kind=kind, level_density=density)
+    stage = build_stage(stage_config(16, 8, channels=2, augmentation=augmentation), 1, num_classes=0, seed=0)
+    batch = Batch(images(4, 16), None, torch.arange(4))
+    assert (noise_batch(stage, batch, RNG).cond.aug_logsnr is None) == (kind in ("none", "blur"))
+    stage_loss(stage, batch, RNG).loss.mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.net.parameters())
+    cascade = random_cascade(stage_config(8, channels=2), stage.config)
+    assert cascade.sample(steps=[1, 1]).images[-1].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["none", "blur"])

@@ -13,7 +13,7 @@ from tests.e2e.conftest import CLASSES, made_once, write_images
 from tests.fakes import random_cascade, save_run, stage_config
 
 from cdm.cascade import Cascade, load_config
-from cdm.config import AugmentationConfig, SamplingConfig, StageConfig
+from cdm.config import AugmentationConfig, SamplingConfig, ScheduleConfig, StageConfig
 from cdm.pipeline import tune_level_trials
 
 STEPS = {8: 2, 16: 1, 32: 1}
@@ -42,11 +42,13 @@ def kept_extractor(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CDM_CACHE", str(shared / "cache of levels"))
 
 
-def new_run(folder: Path, *augmentations: AugmentationConfig, sizes: tuple[int, ...] = (8, 16)) -> Path:
-    """A run with random weights that samples quickly."""
+def new_run(
+    folder: Path, *augmentations: AugmentationConfig, sizes: tuple[int, ...] = (8, 16), last: float = 12.0
+) -> Path:
+    """A run with random weights that samples quickly. last: log-SNR of the base's last step."""
     options = {"channels": 3, "num_labels": 2}
     kinds = augmentations or (AugmentationConfig(level_max=0.6),)
-    stages: list[StageConfig] = [stage_config(sizes[0], **options)]
+    stages: list[StageConfig] = [stage_config(sizes[0], **options, schedule=ScheduleConfig(logsnr_max=last))]
     for k, size in enumerate(sizes[1:]):
         stages.append(stage_config(size, sizes[k], **options, augmentation=kinds[min(k, len(kinds) - 1)]))
     cascade = random_cascade(*stages, classes=CLASSES)
@@ -81,7 +83,8 @@ def test_both_hand_overs_are_searched_and_the_winner_is_sampled_by(tmp_path: Pat
         levels = {point["level"]: point for point in search["levels"]}
         assert {0.0, 0.12, 0.24, 0.36, 0.48, 0.6} <= levels.keys() and search["finished"]
         assert search["best"] in levels and levels[search["best"]]["images"] == 256
-        assert len(search["by_seed"]) == 3 and search["images_in_all"] < search["exhaustive_images"]
+        assert len(search["by_seed"]) == 3 and search["by_seed_error"] > 0
+        assert search["images_in_all"] < search["exhaustive_images"]
         assert levels[0.0]["noise_ratio"] == 0 and levels[0.48]["noise_ratio"] == pytest.approx(np.tan(0.24 * np.pi))
     again = found["again"]
     assert {"searched half", "unused half", "seeds"} <= again.keys() and again["seeds"] == [3, 4, 5]
@@ -214,6 +217,12 @@ def test_truncation_that_cannot_be(tmp_path: Path, photos: Path) -> None:
         tmp_path / "run", AugmentationConfig(level_max=0.6), AugmentationConfig(kind="blur"), sizes=(8, 16, 32)
     )
     refused(tune(run, photos, "--hand-over", "truncated"), "stage 2-32 has 'blur'", "--hand-over non_truncated")
+
+
+def test_truncation_below_the_last_step(tmp_path: Path, photos: Path) -> None:
+    """The base's cleanest level is noisier than any that the SR stage takes."""
+    run = new_run(tmp_path / "run", AugmentationConfig(level_min=0.1, level_max=0.3), last=-3.0)
+    refused(tune(run, photos, "--hand-over", "truncated"), "no level lies within", "--hand-over non_truncated")
 
 
 def test_too_few_validation_images(tmp_path: Path, photos: Path, real: Path) -> None:
