@@ -119,13 +119,6 @@ class AugmentationConfig:
         is_clean = level == 0 and self.clean_fraction > 0
         return self.has_noise and (is_clean or self.level_min <= level <= self.level_max)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.level_min <= self.level_max <= 1:
-            raise ConfigError(
-                f"augmentation levels from {self.level_min:g} to {self.level_max:g} are no range; expected two numbers "
-                "that rise within 0 (none) to 1 (only noise), or twice the same."
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -184,6 +177,12 @@ class StageConfig:
             )
         if self.is_base and self.augmentation.kind != "none":
             raise ConfigError("a base stage has no low-res image to augment; expected augmentation 'none'.")
+        low, high = self.augmentation.level_min, self.augmentation.level_max
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(
+                f"augmentation levels from {low:g} to {high:g} are no range; expected two numbers that rise within 0 "
+                "(none) to 1 (only noise), or twice the same."
+            )
         if self.variance == "learned" and self.net.direct:
             raise ConfigError(
                 "a net with a direct path has no learned variances; use direct false, or variance 'fixed'."
