@@ -30,7 +30,7 @@ def stage_config(size: int, low: int = 0, *, channels: int = 1, num_labels: int 
         multipliers=(1, 2),
         num_blocks=1,
         num_labels=num_labels,
-        has_aug_level=kind.kind == "gaussian",
+        has_aug_level=kind.has_noise,
     )
     values = {"size": size, "low_res_size": low, "channels": channels, "net": net, "augmentation": kind}
     return StageConfig(**(values | {"label_dropout": 0.0} | changes))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from tests.fakes import random_stage, stage_config
+from tests.fakes import random_cascade, random_stage, stage_config
 from torch import Tensor
 
 from cdm.conditioning import (
@@ -24,9 +25,11 @@ from cdm.config import AugmentationConfig
 from cdm.data.batches import TrainingImages
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import num_levels, to_float, to_images
-from cdm.losses import noise_batch
+from cdm.losses import noise_batch, stage_loss
 from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
 from cdm.rng import Purpose, Rng
+from cdm.stage import build_stage
+from cdm.types import Batch
 
 GAUSSIAN = AugmentationConfig()
 RNG = Rng(5, 1)
@@ -153,6 +156,48 @@ def test_blur_is_drawn_for_its_share_of_training_images_and_never_at_sampling():
     assert torch.equal(augment_at(config, point, 6, None, None).noisy, point)
 
 
+def test_blur_and_noise_together_are_blurred_and_then_noised():
+    """The same blur as of ``blur`` alone and the same noise as of ``gaussian`` alone; the other order is another image.
+    In sampling only the noise is left."""
+    both = AugmentationConfig(kind="gaussian+blur", blur_fraction=1.0, level_min=0.1)
+    low_res, index = images(), torch.arange(4) + 50
+    alone = {kind: augment_for_training(replace(both, kind=kind), low_res, 16, RNG, index)
+             for kind in ("blur", "gaussian")}  # fmt: skip
+    got, told = augment_for_training(both, low_res, 16, RNG, index), alone["gaussian"].aug_logsnr
+    assert torch.equal(got.aug_logsnr, told)
+    eps = RNG.normal(Purpose.AUG_NOISE, index, (2, 8, 8))
+    assert torch.equal(got.noisy, add_aug_noise(alone["blur"].noisy, told, eps))
+    assert torch.equal(got.up, upsample(got.noisy, 16))
+    draw = RNG.uniform(Purpose.BLUR, index, (2,))[:, 1]
+    sigma = (both.blur_min + (both.blur_max - both.blur_min) * draw).float()
+    assert not torch.allclose(got.noisy, blur(add_aug_noise(low_res, told, eps), sigma), atol=1e-3)
+    sampled, clean = augment_at(both, low_res, 16, told, eps), levels_of(0, 0, 0, 0)
+    assert torch.equal(sampled.noisy, alone["gaussian"].noisy)
+    assert torch.equal(augment_at(both, low_res, 16, clean, eps).noisy, low_res)
+
+
+def test_blur_and_noise_are_drawn_apart():
+    """Whether an image is blurred says nothing of its level: their correlation is 0 to five standard errors."""
+    config = AugmentationConfig(kind="gaussian+blur", level_density="logsnr", clean_fraction=0.2)
+    point = torch.zeros(4000, 1, 3, 3)
+    point[:, :, 1, 1] = 1
+    index = torch.arange(4000)
+    told = augment_for_training(config, point, 6, RNG, index).aug_logsnr
+    blurred = augment_for_training(replace(config, kind="blur"), point, 6, RNG, index).noisy[:, 0, 1, 1] < 1
+    both = torch.stack([blurred.double(), told.double()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 5 / math.sqrt(4000)
+    assert (told == AUG_LOGSNR_MAX).double().mean().item() == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / 4000))
+
+
+@pytest.mark.parametrize("density", ["s", "logsnr"])
+def test_a_fixed_level_is_exactly_fixed(density):
+    """Every image of training meets one level, the same to the last bit as in sampling, and none is left clean."""
+    fixed = AugmentationConfig(level_min=0.35, level_max=0.35, clean_fraction=0.0, level_density=density)
+    low_res = images(1).expand(5000, 2, 8, 8)
+    told = augment_for_training(fixed, low_res, 8, RNG, torch.arange(5000)).aug_logsnr
+    assert told.unique().tolist() == levels_of(0.35).tolist()
+
+
 def test_enlarging_is_bilinear_between_pixel_centres():
     """A straight line stays one inside the outermost centres; beyond them it is held."""
     line = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
@@ -257,6 +302,20 @@ def test_conditioning_noise_is_drawn_once_per_image():
     assert (eps[0] - eps[1]).abs().mean() > 0.5  # another image, other noise
 
 
+@pytest.mark.parametrize("density", ["s", "logsnr"])
+@pytest.mark.parametrize("kind", ["none", "gaussian", "blur", "gaussian+blur"])
+def test_every_augmentation_trains_and_samples(kind, density):
+    """The net is told a level exactly where there is noise, and a gradient comes back."""
+    augmentation = AugmentationConfig(kind=kind, level_density=density)
+    stage = build_stage(stage_config(16, 8, channels=2, augmentation=augmentation), 1, num_classes=0, seed=0)
+    batch = Batch(images(4, 16), None, torch.arange(4))
+    assert (noise_batch(stage, batch, RNG).cond.aug_logsnr is None) == (kind in ("none", "blur"))
+    stage_loss(stage, batch, RNG).loss.mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.net.parameters())
+    cascade = random_cascade(stage_config(8, channels=2), stage.config)
+    assert cascade.sample(steps=[1, 1]).images[-1].isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["none", "blur"])
 def test_stages_without_noise_take_the_clean_image_whatever_the_level(kind):
     stage = random_stage(stage_config(16, 8, channels=2, augmentation=AugmentationConfig(kind=kind)), 1)
@@ -265,7 +324,7 @@ def test_stages_without_noise_take_the_clean_image_whatever_the_level(kind):
     assert cond.aug_logsnr is None and torch.equal(cond.low_res, upsample(images(), 16))
 
 
-@pytest.mark.parametrize("kind", ["none", "blur", "gaussian"])
+@pytest.mark.parametrize("kind", ["none", "blur", "gaussian", "gaussian+blur"])
 def test_augmentation_runs_where_the_images_are(kind):
     """Positions stay on the CPU; the meta device refuses to mix, as a GPU does."""
     low_res = torch.zeros(4, 2, 8, 8, device="meta")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from typing import Any
 
@@ -196,3 +197,17 @@ def test_learned_variances_do_not_go_with_a_direct_path():
     table = ScheduleConfig(kind="cosine_table")
     with pytest.raises(ConfigError, match="direct path"):
         dataclasses.replace(stage, net=dataclasses.replace(stage.net, direct=True), schedule=table, variance="learned")
+
+
+@pytest.mark.parametrize("levels", [(0.6, 0.2), (-0.1, 0.5), (0.0, 1.1), (math.nan, 0.5)], ids=str)
+def test_augmentation_levels_that_are_no_range(levels: tuple[float, float]):
+    with pytest.raises(ConfigError, match="are no range; expected two numbers that rise within 0"):
+        upsampler(16, 64, augmentation=AugmentationConfig(level_min=levels[0], level_max=levels[1]))
+
+
+def test_runs_from_before_level_densities_load():
+    """What a stage's file of an earlier version holds: levels uniform in s, as they were trained."""
+    stored = json.loads(json.dumps(to_dict(cascade())))
+    for stage in stored["stages"]:
+        del stage["augmentation"]["level_density"]
+    assert from_dict(CascadeConfig, stored) == cascade() and cascade().stages[1].augmentation.level_density == "s"

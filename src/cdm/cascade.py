@@ -26,7 +26,8 @@ from cdm.errors import UserError
 from cdm.noise.schedule import AUG_LOGSNR_MAX
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype
-from cdm.settings import make_settings
+from cdm.samplers import num_evaluations
+from cdm.settings import make_settings, of_stage, stage_grid, stop_entry
 from cdm.stage import Stage, build_stage, check_config, load_weights
 from cdm.stage_run import Progress, run_stage
 from cdm.types import Cond, Image, Labels
@@ -176,7 +177,7 @@ class Cascade:
         running = self.stages[0 if low_res is None else 1 : last + 1]
         for stage in running:
             stage.check_labels(all_labels, count)
-        stops = {stage.index: self._truncation(stage, settings) for stage in running[:-1]}
+        stops = {stage.index: self.stop_level(stage, settings) for stage in running[:-1]}
         if batch_size is None:
             batch_size = choose_batch_size(running, self.device, self.offload)
         batches = Batches(batch_size, partial(free, self.stages, self.device), say)
@@ -210,7 +211,7 @@ class Cascade:
                 made = _Made.joined(batches.run(len(given.seeds), make, f"stage {stage.index}"))
             images.append(made.image)
             evaluations.append(made.evaluations)
-            saved.append(max(0, steps - made.evaluations))  # Heun's one step to a finite end takes two
+            saved.append(0 if stop is None else self._spared(stage, settings, made.evaluations))
             given = replace(given, below=made.image, handed=made.handed)
         return tuple(images), tuple(evaluations), tuple(saved)
 
@@ -288,8 +289,18 @@ class Cascade:
         handed = None if stop is None else _Handed(ran.x_t.to(self._home), ran.logsnr)
         return _Made(ran.image.to(self._home), handed, ran.evaluations)
 
-    def _truncation(self, stage: Stage, settings: SamplingConfig) -> float | None:
-        """Log-SNR at which ``stage`` stops and hands over x_t; None: run to the end (Ho et al. 2021, section 4.2)."""
+    def _spared(self, stage: Stage, settings: SamplingConfig, taken: int) -> int:
+        """Evaluations that a truncated run of ``stage`` does without; Heun's one step to a finite end takes two."""
+        whole = stage_grid(stage, settings, settings.steps[stage.index], None)
+        return max(0, num_evaluations(of_stage(settings.sampler, stage.index), whole) - taken)
+
+    def stop_level(self, stage: Stage, settings: SamplingConfig) -> float | None:
+        """Log-SNR at which ``stage`` stops and hands over x_t (of a table, an entry); None: it runs to the end (Ho et
+        al. 2021, section 4.2).
+
+        Raises:
+            UserError: the next stage takes no noise, or the level is none that ``stage`` can stop at.
+        """
         if settings.hand_over == "non_truncated":
             return None
         following = self.stages[stage.index + 1]
@@ -302,12 +313,12 @@ class Cascade:
         if stop >= AUG_LOGSNR_MAX:
             return None  # level 0: nothing to truncate, one code path with the other hand-over
         low, high = stage.denoiser.logsnr_range
-        if not low < stop < high:
+        if not (low < stop < high and low < stop_entry(stage, stop)):
             raise UserError(
                 f"augmentation level {settings.aug_level[stage.index]} (log-SNR {stop:.2f}) lies outside what stage "
                 f"{stage.index} can stop at ({low:.2f} to {high:.2f}); use another level, or --hand-over non_truncated."
             )
-        return stop
+        return stop_entry(stage, stop)
 
 
 def _first(stages: Sequence[int], config: CascadeConfig, run: Path) -> Sequence[int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cdm.config import AugmentationConfig
 from cdm.noise.process import add_noise
-from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
+from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_logsnr_at
 from cdm.rng import Purpose, Rng
 from cdm.types import Image, LogSNR
 
@@ -86,24 +86,23 @@ def augment_for_training(
 ) -> Augmented:
     """Draw levels per sample and augment. ``low_res``: float32 ``[B, C, h, w]`` in [-1, 1]; ``index`` on any device."""
     index = index.to(low_res.device)
-    if config.kind == "blur":
+    if config.has_blur:
         draw = rng.uniform(Purpose.BLUR, index, (2,))
         sigma = config.blur_min + (config.blur_max - config.blur_min) * draw[:, 1]
-        noisy = blur(low_res, torch.where(draw[:, 0] < config.blur_fraction, sigma, 0.0).float())
-        return Augmented(noisy, upsample(noisy, size), None)
-    if config.kind == "none":
+        low_res = blur(low_res, torch.where(draw[:, 0] < config.blur_fraction, sigma, 0.0).float())
+    if not config.has_noise:
         return Augmented(low_res, upsample(low_res, size), None)
-    level = config.level_min + (config.level_max - config.level_min) * rng.uniform(Purpose.AUG_LEVEL, index)
-    level = torch.where(rng.uniform(Purpose.AUG_CLEAN, index) < config.clean_fraction, 0.0, level)
+    told = aug_logsnr_at(config, rng.uniform(Purpose.AUG_LEVEL, index))
+    told = torch.where(rng.uniform(Purpose.AUG_CLEAN, index) < config.clean_fraction, AUG_LOGSNR_MAX, told)
     eps = rng.normal(Purpose.AUG_NOISE, index, tuple(low_res.shape[1:]))
-    return augment_at(config, low_res, size, aug_level_to_logsnr(config, level), eps)
+    return augment_at(config, low_res, size, told, eps)
 
 
 def augment_at(
     config: AugmentationConfig, low_res: LowRes, size: int, aug_logsnr: LogSNR | None, eps: LowRes | None
 ) -> Augmented:
-    """Augment at a given level, as sampling does: blur is training only, so only ``gaussian`` stages add anything."""
-    if config.kind != "gaussian":
+    """Augment at a given level, as sampling does: blur is training only, so only stages with noise add anything."""
+    if not config.has_noise:
         return Augmented(low_res, upsample(low_res, size), None)
     assert aug_logsnr is not None and eps is not None
     noisy = add_aug_noise(low_res, aug_logsnr, eps)

@@ -90,17 +90,34 @@ class AugmentationConfig:
 
     ``level_map``: augmentation level s in [0, 1] to log-SNR, "cosine" is alpha = cos(pi s / 2); "cosine_table" is
     Nichol & Dhariwal's table of ``num_timesteps`` entries, entry round(s T), as in the paper.
+    ``level_density``: training levels are uniform in s (the paper), or in log-SNR, between the ends of the range; equal
+    ends are one fixed level.
     """
 
-    kind: Literal["none", "gaussian", "blur"] = "gaussian"
+    kind: Literal["none", "gaussian", "blur", "gaussian+blur"] = "gaussian"
     level_min: float = 0.0
     level_max: float = 1.0
+    level_density: Literal["s", "logsnr"] = "s"
     clean_fraction: float = 0.05  # share of training images at exactly level 0
     level_map: Literal["cosine", "cosine_table"] = "cosine"
     num_timesteps: int = 4000
     blur_min: float = 0.4  # sigma of the 3x3 Gaussian, pixels of the low-res image
     blur_max: float = 0.6
     blur_fraction: float = 0.5
+
+    @property
+    def has_noise(self) -> bool:
+        """Noise is added in training and in sampling, and the net is told its level."""
+        return self.kind in ("gaussian", "gaussian+blur")
+
+    @property
+    def has_blur(self) -> bool:
+        return self.kind in ("blur", "gaussian+blur")
+
+    def trained_at(self, level: float) -> bool:
+        """Whether level s is one that the stage was trained at."""
+        is_clean = level == 0 and self.clean_fraction > 0
+        return self.has_noise and (is_clean or self.level_min <= level <= self.level_max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +177,12 @@ class StageConfig:
             )
         if self.is_base and self.augmentation.kind != "none":
             raise ConfigError("a base stage has no low-res image to augment; expected augmentation 'none'.")
+        low, high = self.augmentation.level_min, self.augmentation.level_max
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(
+                f"augmentation levels from {low:g} to {high:g} are no range; expected two numbers that rise within 0 "
+                "(none) to 1 (only noise), or twice the same."
+            )
         if self.variance == "learned" and self.net.direct:
             raise ConfigError(
                 "a net with a direct path has no learned variances; use direct false, or variance 'fixed'."

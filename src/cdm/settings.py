@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cdm.config import CascadeConfig, SamplingConfig
+from cdm.config import AugmentationConfig, CascadeConfig, SamplingConfig, StageConfig
 from cdm.errors import UserError
 from cdm.samplers import SAMPLERS, SPACINGS, make_grid, num_steps
 from cdm.stage import Stage
@@ -91,8 +91,8 @@ def stage_grid(stage: Stage, settings: SamplingConfig, steps: int, stop_at: floa
     table, schedule = stage.denoiser.table, stage.config.schedule
     if spacing == "tuned":
         levels = torch.tensor(settings.levels[stage.index], dtype=torch.float64)
-        end = [math.inf] if stop_at is None else [stop_at]
-        return torch.cat([levels[levels < end[0]], torch.tensor(end, dtype=torch.float64)])
+        end = math.inf if stop_at is None else stop_entry(stage, stop_at)
+        return torch.cat([levels[levels < end], torch.tensor([end], dtype=torch.float64)])
     if table is not None and sampler.startswith("ddpm") and spacing == "logsnr":
         spacing = "index"  # every so many entries, as trained (Nichol & Dhariwal 2021, section 4)
     return make_grid(
@@ -103,6 +103,12 @@ def stage_grid(stage: Stage, settings: SamplingConfig, steps: int, stop_at: floa
         spacing=spacing,  # type: ignore[arg-type]  # checked by make_settings
         shift=schedule.shift,
     )
+
+
+def stop_entry(stage: Stage, logsnr: float) -> float:
+    """Where a stage that is to stop at ``logsnr`` does stop: its table's nearest entry, if it has one."""
+    table = stage.denoiser.table
+    return logsnr if table is None else float(table[(table - logsnr).abs().argmin()])
 
 
 def _of_quality(quality: str, config: CascadeConfig) -> SamplingConfig:
@@ -156,10 +162,10 @@ def _steps(config: CascadeConfig, own: SamplingConfig, asked: Sequence[int] | No
 def _aug_levels(config: CascadeConfig, own: SamplingConfig, asked: float | Sequence[float] | None) -> tuple[float, ...]:
     """One augmentation level per SR stage, each inside what its stage was trained at."""
     stages = config.stages[1:]
-    if asked is not None and not any(stage.augmentation.kind == "gaussian" for stage in stages):
+    if asked is not None and not any(stage.augmentation.has_noise for stage in stages):
         raise UserError(f"got the augmentation level {asked}, but no stage of this cascade takes one; leave it out.")
     if asked is None:
-        asked = own.aug_level or [min(DEFAULT_AUG_LEVEL, s.augmentation.level_max) for s in stages]
+        asked = own.aug_level or [_usual_level(stage.augmentation) for stage in stages]
     try:
         levels = (float(asked),) * len(stages) if isinstance(asked, int | float) else tuple(map(float, asked))
     except (TypeError, ValueError):
@@ -171,9 +177,23 @@ def _aug_levels(config: CascadeConfig, own: SamplingConfig, asked: float | Seque
     for stage, level in zip(stages, levels, strict=True):
         if not 0 <= level <= 1:
             raise UserError(f"augmentation level {level} is out of range; expected 0 (none) to 1 (only noise).")
-        if stage.augmentation.kind == "gaussian" and level > stage.augmentation.level_max:
-            raise UserError(
-                f"augmentation level {level} is more noise than the stage at {stage.size} was trained with; "
-                f"expected at most {stage.augmentation.level_max:g}."
-            )
+        _check_trained(stage, level)
     return levels
+
+
+def _usual_level(augmentation: AugmentationConfig) -> float:
+    return max(augmentation.level_min, min(DEFAULT_AUG_LEVEL, augmentation.level_max))
+
+
+def _check_trained(stage: StageConfig, level: float) -> None:
+    own = stage.augmentation
+    if not own.has_noise or own.trained_at(level):
+        return
+    if level > own.level_max:
+        more, expected = "more", f"at most {own.level_max:g}"
+    else:
+        more, expected = "less", f"at least {own.level_min:g}" + (", or 0" if own.clean_fraction > 0 else "")
+    raise UserError(
+        f"augmentation level {level} is {more} noise than the stage at {stage.size} was trained with; "
+        f"expected {expected}."
+    )

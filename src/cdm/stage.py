@@ -83,7 +83,7 @@ class Stage:
 
     def aug_logsnr(self, aug_level: float) -> float | None:
         """Log-SNR of an augmentation level, or None for a stage without Gaussian augmentation."""
-        if self.config.augmentation.kind != "gaussian":
+        if not self.config.augmentation.has_noise:
             return None
         if not 0 <= aug_level <= 1:
             raise UserError(f"augmentation level {aug_level} is out of range; expected 0 (none) to 1 (only noise).")

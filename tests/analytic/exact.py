@@ -5,12 +5,15 @@ Everything is elementwise Gaussian or a mixture of Gaussians, so E[x0 | x_t] is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cdm.noise.process import alpha_sigma
+from cdm.rng import Purpose, Rng
 from cdm.types import Cond, Prediction
 
 Law = Callable[[Cond], tuple[Tensor, Tensor]]
@@ -125,3 +128,23 @@ def gaussian_ode(x_t: Tensor, mean: float, std: float, logsnr_t: float, logsnr_s
     t, s = (torch.tensor(value, dtype=torch.float64) for value in (logsnr_t, logsnr_s))
     scale = (marginal_variance(torch.tensor(std), s) / marginal_variance(torch.tensor(std), t)).sqrt()
     return alpha_sigma(s)[0] * mean + (x_t - alpha_sigma(t)[0] * mean) * scale
+
+
+class UnitRng(Rng):
+    """Draws zeros, but for one 1 in image k: the k-th of all numbers that a cascade asks for (image 0 has none)."""
+
+    places: ClassVar[dict[tuple[int, int, int], int]] = {}
+    count: ClassVar[int] = 0
+
+    @classmethod
+    def forget(cls) -> None:
+        """Before another cascade."""
+        cls.places, cls.count = {}, 0
+
+    def normal(self, purpose: Purpose, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:
+        key, size = (self.stage, int(purpose), step), math.prod(shape)
+        if key not in UnitRng.places:
+            UnitRng.places[key] = UnitRng.count
+            UnitRng.count += size
+        hot = index[:, None] - 1 - UnitRng.places[key] == torch.arange(size)
+        return hot.double().view(len(index), *shape)

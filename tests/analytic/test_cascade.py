@@ -12,18 +12,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 import torch
-from tests.analytic.exact import GaussianDenoiser
+from tests.analytic.exact import GaussianDenoiser, UnitRng
 from tests.fakes import cascade_config, random_stage, stage_config
 from torch import Tensor
 
 from cdm.cascade import Cascade
 from cdm.config import AugmentationConfig
 from cdm.noise.schedule import AUG_LOGSNR_MAX, cosine_table
-from cdm.rng import Purpose, Rng
 from cdm.samplers import make_grid
 from cdm.types import Cond
 
@@ -36,21 +34,6 @@ FAR = (-40.0, 40.0)
 NEAR = (-16.0, 16.0)
 """For samplers that are exact only with many steps."""
 both = pytest.mark.parametrize("hand_over", HAND_OVERS)
-
-
-class UnitRng(Rng):
-    """Draws zeros, but for one 1 in image k: the k-th of all numbers that a cascade asks for (image 0 has none)."""
-
-    places: ClassVar[dict[tuple[int, int, int], int]] = {}
-    count: ClassVar[int] = 0
-
-    def normal(self, purpose: Purpose, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:
-        key, size = (self.stage, int(purpose), step), math.prod(shape)
-        if key not in UnitRng.places:
-            UnitRng.places[key] = UnitRng.count
-            UnitRng.count += size
-        hot = index[:, None] - 1 - UnitRng.places[key] == torch.arange(size)
-        return hot.double().view(len(index), *shape)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +109,7 @@ HIGH = [20 + i for i in CORNERS]
 def output_law(level: float, hand_over: str, *, sampler: str = "ddpm", steps: int = 6, **options) -> Law:
     """Run the cascade on unit noises. Ancestral steps have the variance that is exact for the law."""
     seen = Seen()
-    UnitRng.places, UnitRng.count = {}, 0
+    UnitRng.forget()
     cascade = cascade_of(seen, **options)
     settings = replace(
         cascade.settings(steps=[steps, steps], sampler=sampler, aug_level=level, hand_over=hand_over), clip=False

@@ -31,6 +31,13 @@ REFUSED = {
     "more images per update than a number holds": (("--batch-size", str(2**63)), ("expected 1 to 1,048,576",)),
     "batch sizes of other stages": (("--batch-size", "1,2,3"), ("has 3 numbers", "one for each of the 2 stages")),
     "a batch size in words": (("--batch-size", "many"), ("--batch-size is 'many'", "expected whole numbers")),
+    "an unknown augmentation": (("--augmentation", "noise"), ("--augmentation is 'noise'", "expected one of none")),
+    "augmentations of other stages": (("--augmentation", "blur,none"), ("has 2 entries", "each of the 1 SR stages")),
+    "augmentation levels that fall": (("--aug-levels", "0.6:0.2"), ("--aug-levels is '0.6:0.2'", "a range that rises")),
+    "levels where there is no noise": (
+        ("--augmentation", "blur", "--aug-levels", "0.2"),
+        ("got --aug-levels", "no stage is trained with noise"),
+    ),
     "no channels": (("--channels", "0"), ("--channels is 0", "expected 1")),
     "channels the images lack": (("--channels", "5"), ("3 channels (RGB)", "expected 5")),
     "everything held out": (("--val-fraction", "1"), ("--val-fraction is 1", "expected 0")),

@@ -30,7 +30,7 @@ def test_help_imports_no_torch(command):
     assert not imported & {"torch", "numpy", "PIL", "matplotlib"}
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "upscale", "evaluate", "compare", "info"])
+@pytest.mark.parametrize("command", ["train", "sample", "upscale", "evaluate", "tune", "compare", "info"])
 def test_help_of_a_command_fits_a_screen(command):
     ran = run(command, "--help")
     assert ran.code == 0 and not ran.err, ran

@@ -68,7 +68,7 @@ def test_a_few_images_need_no_large_decomposition():
 
 def test_leaving_a_group_out_is_computing_without_it():
     x = np.random.default_rng(8).normal(3, 1, size=(2111, 5)).astype(np.float32)  # over several blocks, uneven groups
-    for group, left in enumerate(frechet._leave_out(x, feature_stats(x))):
+    for group, left in enumerate(frechet.leave_out(x, feature_stats(x))):
         direct = feature_stats(np.delete(x, np.s_[group :: frechet.GROUPS], axis=0))
         assert left.count == direct.count
         np.testing.assert_allclose(left.mean, direct.mean, rtol=1e-10)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cdm.config import AugmentationConfig, ConfigError, ScheduleConfig
-from cdm.noise.schedule import aug_level_to_logsnr, cosine_table, linear_table, make_schedule
+from cdm.noise.schedule import aug_level_to_logsnr, aug_logsnr_at, cosine_table, linear_table, make_schedule
+from cdm.rng import Purpose, Rng
 
 CONTINUOUS = ["cosine", "linear"]
 TABLES = ["cosine_table", "linear_table"]
@@ -157,3 +158,52 @@ def test_table_augmentation_level_counts_steps():
 def test_impossible_schedules_are_refused(config, words):
     with pytest.raises(ConfigError, match=words):
         make_schedule(config)
+
+
+# ---- densities of augmentation levels --------------------------------------------------------------------------------
+
+
+def farthest(values, cdf):
+    """Kolmogorov and Smirnov's distance of a sample from a distribution function."""
+    points = cdf(values.double().sort().values)
+    ranks = torch.arange(len(points) + 1, dtype=torch.float64) / len(points)
+    return max((points - ranks[:-1]).max().item(), (ranks[1:] - points).max().item())
+
+
+RANGES = [(0.0, 1.0), (0.0, 0.6), (0.1, 0.4)]
+
+
+def drawn(**options):
+    """Levels told at the quantiles that training draws, 20,000 of them."""
+    quantiles = Rng(3, 1).uniform(Purpose.AUG_LEVEL, torch.arange(20_000))
+    return aug_logsnr_at(AugmentationConfig(**options), quantiles)
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+@pytest.mark.parametrize("density", ["s", "logsnr"])
+def test_augmentation_levels_have_their_closed_form(density, low, high):
+    """P(told at most l): for uniform s (high - s(l)) / (high - low), s = 2 atan(exp(-l/2)) / pi; for uniform log-SNR
+    the straight line between the ends. 1.63 / sqrt(n) is exceeded by chance once in a hundred."""
+    told = drawn(level_min=low, level_max=high, level_density=density)
+    ends = [12.0 if low == 0 else -2 * math.log(math.tan(math.pi * low / 2))]
+    ends += [-10.0 if high == 1 else -2 * math.log(math.tan(math.pi * high / 2))]
+    level = lambda value: 2 / math.pi * torch.atan(torch.exp(-value / 2))  # noqa: E731
+    laws = {
+        "s": lambda value: torch.where(value > -10, (high - level(value)) / (high - low), (high - low) * 0.0),
+        "logsnr": lambda value: (value - ends[1]) / (ends[0] - ends[1]),
+    }
+    inside = told[(told > -10) & (told < 12)]  # the clamped ends are points: 0.4 % and 0.2 % of uniform s in all
+    assert len(inside) > 0.99 * len(told)
+    distances = {name: farthest(inside, law) for name, law in laws.items()}
+    limit = 1.63 / math.sqrt(len(inside)) + 0.007  # what the points take away
+    assert distances[density] < limit < distances[{"s": "logsnr", "logsnr": "s"}[density]]
+    assert told.min() >= ends[1] - 1e-5 and told.max() <= ends[0] + 1e-5
+
+
+@pytest.mark.parametrize("level_map", ["cosine", "cosine_table"])
+@pytest.mark.parametrize("density", ["s", "logsnr"])
+def test_equal_ends_are_one_level_exactly(density, level_map):
+    """To the last bit what sampling is told at this level."""
+    told = drawn(level_min=0.3, level_max=0.3, level_density=density, level_map=level_map)
+    config = AugmentationConfig(level_map=level_map)
+    assert told.unique().tolist() == aug_level_to_logsnr(config, torch.tensor([0.3], dtype=torch.float64)).tolist()

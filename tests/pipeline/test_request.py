@@ -31,6 +31,13 @@ STORED = {"options": FIRST.fixed(), "fingerprint": "a" * 64}
         ({"out": Path("r\0un")}, r"--out is 'r\x00un'"),
         ({"out": Path("caf\udce9")}, r"--out is 'caf\udce9', which is no UTF-8"),
         ({"val": "v\0al"}, r"--val is 'v\x00al'"),
+        ({"augmentation": ("noise",)}, "--augmentation is 'noise'; expected one of none, gaussian, blur"),
+        ({"aug_levels": ("0.5:0.2",)}, "--aug-levels is '0.5:0.2'; expected a range that rises within 0"),
+        ({"aug_levels": ("0:1.2",)}, "--aug-levels is '0:1.2'; expected a range"),
+        ({"aug_levels": ("0:0.1:0.2",)}, "--aug-levels is '0:0.1:0.2'; expected a range"),
+        ({"aug_levels": ("much",)}, "--aug-levels is 'much'; expected a range"),
+        ({"aug_levels": ("nan",)}, "--aug-levels is 'nan'; expected a range"),
+        ({"aug_density": ("sigma",)}, "--aug-density is 'sigma'; expected one of s, logsnr"),
     ],
 )
 def test_refused(asked: dict[str, Any], told: str) -> None:
@@ -52,6 +59,8 @@ def test_refused(asked: dict[str, Any], told: str) -> None:
         ({"balanced": True}, "--balanced False, now it is True"),
         ({"seed": 1}, "--seed 0, now it is 1"),
         ({"checkpoint_images": 80}, "--checkpoint-images (not given), now it is 80"),
+        ({"augmentation": ("blur",)}, "--augmentation (not given), now it is blur"),
+        ({"aug_levels": ("0:0.5", "0.2")}, "--aug-levels (not given), now it is 0:0.5,0.2"),
     ],
 )
 def test_changed_option_is_refused_naming_both_values(changed: dict[str, Any], told: str) -> None:

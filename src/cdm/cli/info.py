@@ -68,12 +68,13 @@ def _facts(folder: Path, stage: StageConfig) -> dict[str, str]:
 
 
 def _augmentation(stage: StageConfig) -> str:
-    own = stage.augmentation
-    if own.kind == "gaussian":
-        return f"gaussian, {own.level_min:g} to {own.level_max:g}"
-    if own.kind == "blur":
-        return f"blur, sigma {own.blur_min:g} to {own.blur_max:g}"
-    return "none"
+    own, told = stage.augmentation, []
+    if own.has_blur:
+        told.append(f"blur, sigma {own.blur_min:g} to {own.blur_max:g}")
+    if own.has_noise:
+        density = ", even in log-SNR" if own.level_density == "logsnr" else ""
+        told.append(f"gaussian, {own.level_min:g} to {own.level_max:g}{density}")
+    return "; ".join(told) or "none"
 
 
 def _weights(folder: Path) -> tuple[str, str]:

@@ -37,6 +37,12 @@ class Train:
     """Stage sizes from the base up, as 16,64 (default: from the data)."""
     batch_size: Annotated[str | None, _may("A,B,..")] = None
     """Images per update, of all or of each stage (default: the recipe's)."""
+    augmentation: Annotated[str | None, _may("KIND[,..]")] = None
+    """Of all or of each SR stage: gaussian, blur, gaussian+blur or none."""
+    aug_levels: Annotated[str | None, _may("A:B[,..]")] = None
+    """Levels trained at, as 0:0.6, or one as 0.2 (default: the recipe's)."""
+    aug_density: Annotated[str | None, _may("NAME[,..]")] = None
+    """Levels uniform in s, or in logsnr (default: the recipe's)."""
     stage: Annotated[int | None, _may("K")] = None
     """Train this stage alone; 0 is the base."""
     val: Annotated[str | None, _may("DATA")] = None
@@ -205,7 +211,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """Search how a run is best sampled (sampler, grid, evaluations), and make it the run's default."""
+    """Search how a run is best sampled, and make it the run's default."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Run folder of a trained cascade."""
@@ -215,6 +221,14 @@ class Tune:
     """Real images of the training (default: as the run recorded)."""
     minutes: Annotated[float, _may("M")] = 30.0
     """Budget of the search; the same command again goes on."""
+    axis: Annotated[str, _may("A[,B]")] = "steps"
+    """steps (sampler, grid, evaluations), level (augmentation level), or both."""
+    hand_over: Annotated[str, _may("HOW")] = "both"
+    """Of the level: non_truncated, truncated, or both and the better one."""
+    metric: Annotated[str, _may("NAME")] = "fd"
+    """Of the level: fd or kid, on domain features."""
+    levels: Annotated[str | None, _may("A:B")] = None
+    """Levels to search, as 0:0.4 (default: what each stage was trained at)."""
     num: Annotated[int, _may("N", name="num", aliases=("-n",))] = 1024
     """Images of each candidate."""
     seed: Annotated[int, _may("N")] = 0

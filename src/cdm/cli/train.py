@@ -22,6 +22,9 @@ def run_train(options: Train, command: str) -> None:
         images=options.images,
         minutes=options.minutes,
         batch_size=_batch_size(options.batch_size),
+        augmentation=_entries(options.augmentation),
+        aug_levels=_entries(options.aug_levels),
+        aug_density=_entries(options.aug_density),
         stage=options.stage,
         val=options.val,
         val_fraction=options.val_fraction,
@@ -57,6 +60,10 @@ def run_train(options: Train, command: str) -> None:
         train(prepared, say)
     except Stopped as stopped:
         raise KeyboardInterrupt(f"stopped and saved; go on with the same command: {command}") from stopped
+
+
+def _entries(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split(","))
 
 
 def _batch_size(text: str | None) -> tuple[int, ...] | None:

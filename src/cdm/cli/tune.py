@@ -15,6 +15,10 @@ def run_tune(options: Tune, command: str) -> None:
         train_data=options.train_data,
         minutes=options.minutes,
         images=options.num,
+        axes=tuple(options.axis.split(",")),
+        hand_over=options.hand_over,
+        metric=options.metric,
+        levels=options.levels,
         seed=options.seed,
         batch_size=options.batch_size,
         device=options.device,
@@ -25,12 +29,17 @@ def run_tune(options: Tune, command: str) -> None:
 
     # torch comes only now: wrong options are told at once
     from cdm.cli.progress import counting_progress
+    from cdm.pipeline.tune_level_run import tune_levels
     from cdm.pipeline.tune_run import tune
 
+    reports = []
     try:
         with counting_progress() as progress:
-            report = tune(request, progress, say)
+            if "steps" in request.axes:
+                reports.append(tune(request, progress, say))
+            if "level" in request.axes:  # at the sampler and steps just found, if these were searched too
+                reports.append(tune_levels(request, progress, say))
     except KeyboardInterrupt as stopped:
         told = f"interrupted; what was measured is kept in {request.out}: give the same command again to go on."
         raise KeyboardInterrupt(told) from stopped
-    say(f"next: open {report}, or cdm sample {options.run} --quality fast")
+    say(f"next: open {' and '.join(map(str, reports))}, or cdm sample {options.run} --quality fast")

@@ -120,3 +120,35 @@ def front_plot(points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str,
     axes.set_ylabel("Fréchet distance")
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
+
+
+def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> bytes:
+    """Distance against augmentation level, a line for each kind of low-res images; sigma / alpha above. Thin bars from
+    ``low`` to ``high``, thick ones over ``paired``.
+
+    curves: name to points of ``level``, ``noise_ratio``, ``distance``, ``low``, ``high`` and ``paired``; "real" in a
+        name is green.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    styles = iter(((ACCENT, "-"), (ACCENT, "--")))
+    reach = max((point["level"] for points in curves.values() for point in points), default=1.0)
+    for k, (name, points) in enumerate(curves.items()):
+        colour, line = (GOOD, "-") if "real" in name else next(styles)
+        values = [point["distance"] for point in points]
+        places = [point["level"] + 0.01 * reach * k for point in points]  # bars beside each other
+        for place, point in zip(places, points, strict=True):
+            if point["low"] is not None:
+                axes.vlines(place, point["low"], point["high"], color=colour, linewidth=0.7, alpha=0.6)
+            if point["paired"] is not None:
+                axes.vlines(place, *point["paired"], color=colour, linewidth=3.5, alpha=0.6)
+        axes.plot(places, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=4, label=name)
+    ratios = {p["level"]: p["noise_ratio"] for points in curves.values() for p in points}
+    ticks = sorted(ratios)[:: max(1, len(ratios) // 6)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(ticks, [f"{ratios[tick]:.2g}" for tick in ticks])
+    above.set_xlabel("σ/α")
+    axes.set_xlabel("augmentation level s")
+    axes.set_ylabel(what)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)

@@ -81,10 +81,11 @@ class FeatureStore:
             _write_rows(self.path / f"{name}.f32", indices, rows.view(np.uint8))
         _write_rows(self.path / "done", indices, np.ones((len(indices), 1), np.uint8))
 
-    def rows(self, name: str = "main") -> Float32[np.ndarray, "n d"]:
-        """All rows of one kind, mapped read-only. Only when none is missing."""
-        assert not len(self.missing()), "features are read before all of them are there"
-        shape = (self.count, self.widths[name])
+    def rows(self, name: str = "main", count: int | None = None) -> Float32[np.ndarray, "n d"]:
+        """The first ``count`` rows of one kind (None: all), mapped read-only. Only when none of them is missing."""
+        count = self.count if count is None else count
+        assert not (self.missing() < count).any(), "features are read before all of them are there"
+        shape = (count, self.widths[name])
         return np.memmap(self.path / f"{name}.f32", np.dtype("<f4"), mode="r", shape=shape)
 
 

@@ -47,7 +47,7 @@ def frechet_estimate(real: FeatureStats, fake: Rows) -> Estimate:
     value = _distance(real, stats, root, own_root)
     if len(fake) < 2 * GROUPS:
         return Estimate(value, None, None, f"no interval from {len(fake)} images, fewer than {2 * GROUPS}")
-    estimate = jackknife(value, [_quick_distance(real, left, root) for left in _leave_out(fake, stats)], "images")
+    estimate = jackknife(value, [quick_distance(real, left, root) for left in leave_out(fake, stats)], "images")
     assert estimate.low is not None
     return replace(estimate, low=max(0.0, estimate.low))
 
@@ -83,7 +83,7 @@ def _rows_assymmetric_root(features: Rows, stats: FeatureStats) -> Float64[Tenso
 # ---- the jackknife ---------------------------------------------------------------------------------------------------
 
 
-def _leave_out(features: Rows, stats: FeatureStats) -> Iterator[FeatureStats]:
+def leave_out(features: Rows, stats: FeatureStats) -> Iterator[FeatureStats]:
     """Statistics without the images ``g, g + GROUPS, ...``, for each g; images sorted by class fall in every group."""
     mean = torch.from_numpy(stats.mean)
     counts = [len(range(group, len(features), GROUPS)) for group in range(GROUPS)]
@@ -110,7 +110,7 @@ def _without(stats: FeatureStats, total: Tensor, count: int, shift: Tensor, squa
     return FeatureStats(left, stats.mean + moved.numpy(), cov.numpy())
 
 
-def _quick_distance(real: FeatureStats, fake: FeatureStats, root: Tensor) -> float:
+def quick_distance(real: FeatureStats, fake: FeatureStats, root: Tensor) -> float:
     """The same distance by eigenvalues of ``R cov R^T``: four times as fast, exact enough for an interval."""
     inner = root @ torch.from_numpy(fake.cov) @ root.T
     cross = float(torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()) if len(root) else 0.0

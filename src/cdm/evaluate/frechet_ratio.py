@@ -8,9 +8,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cdm.errors import UserError
-from cdm.evaluate.frechet import symmetric_root
-from cdm.evaluate.intervals import Estimate
-from cdm.evaluate.stats import FeatureStats, Rows, check_features
+from cdm.evaluate.frechet import leave_out, quick_distance, symmetric_root
+from cdm.evaluate.intervals import Estimate, jackknife
+from cdm.evaluate.stats import FeatureStats, Rows, check_features, feature_stats
 
 DRAWS = 1000
 
@@ -51,6 +51,21 @@ def frechet_ratio(
         logs[i] = np.log(distances[0](times) / distances[1](times))
     low, high = ratio**2 / np.exp(np.quantile(logs, [0.975, 0.025]))
     return Estimate(ratio, float(low), float(high), f"paired bootstrap, {DRAWS} draws of {count:,} seeds")
+
+
+def frechet_log_ratio(real: FeatureStats, fake: Rows, other: Rows) -> Estimate:
+    """Logarithm of the same ratio, with the interval of a jackknife that leaves the same seeds out of both sets.
+
+    Its interval holds with as few images as features too, where the bootstrap's is far too narrow: rows drawn twice
+    leave a covariance of lower rank. Of 128 images with 128 features, two sets of one law were told apart by the lower
+    end of the bootstrap's interval in a fifth of cases, by this one's in none of 60.
+    """
+    root, logs = symmetric_root(real.cov), []
+    for rows in (fake, other):
+        stats = feature_stats(rows)
+        logs.append([np.log(quick_distance(real, each, root)) for each in (stats, *leave_out(rows, stats))])
+    gaps = [float(one - two) for one, two in zip(*logs, strict=True)]
+    return jackknife(gaps[0], gaps[1:], "seeds")
 
 
 class _Distances:

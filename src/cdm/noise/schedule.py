@@ -189,3 +189,16 @@ def aug_level_to_logsnr(config: AugmentationConfig, level: Float[Tensor, " b"]) 
         table = cosine_table(config.num_timesteps).to(level.device)
         logsnr = torch.where(entry > 0, table[(entry - 1).clamp(min=0)], AUG_LOGSNR_MAX)
     return logsnr.clamp(AUG_LOGSNR_MIN, AUG_LOGSNR_MAX).float()
+
+
+def aug_logsnr_at(config: AugmentationConfig, quantile: Float[Tensor, " b"]) -> Float32[Tensor, " b"]:
+    """What the SR net is told at a quantile in [0, 1] of the stage's density of training levels; 0 is the cleanest.
+
+    Uniform in s between ``level_min`` and ``level_max``, or uniform in log-SNR between the levels told of these.
+    """
+    quantile = quantile.double()
+    if config.level_density == "s":
+        return aug_level_to_logsnr(config, config.level_min + (config.level_max - config.level_min) * quantile)
+    ends = torch.tensor([config.level_min, config.level_max], dtype=torch.float64)  # on the host, whatever is recorded
+    high, low = aug_level_to_logsnr(config, ends).tolist()
+    return (high - (high - low) * quantile).float()

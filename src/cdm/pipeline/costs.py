@@ -36,7 +36,7 @@ def stage_costs(cascade: Cascade, settings: SamplingConfig, batch_size: int) -> 
     """Of every stage, the base first. Takes a few evaluations of each network."""
     found = []
     for stage in cascade.stages:
-        stop = None if stage is cascade.stages[-1] else cascade._truncation(stage, settings)
+        stop = None if stage is cascade.stages[-1] else cascade.stop_level(stage, settings)
         grid = stage_grid(stage, settings, settings.steps[stage.index], stop)
         count = num_evaluations(of_stage(settings.sampler, stage.index), grid)
         flops = count_flops(stage.config.net, stage.config.size)

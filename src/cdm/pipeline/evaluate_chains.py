@@ -154,9 +154,10 @@ def other_levels(bench: Bench, chains: Chains) -> list[LevelImages]:
     tried = []
     for stage in run.cascade.stages[1:]:
         used = run.settings.aug_level[stage.index - 1]
-        if stage.config.augmentation.kind != "gaussian":
+        if not stage.config.augmentation.has_noise:
             continue
-        for level in levels_to_try(used, stage.config.augmentation.level_max):
+        own = stage.config.augmentation
+        for level in (level for level in levels_to_try(used, own.level_max) if own.trained_at(level)):
             settings = _at_level(run.settings, stage.index, level)
             low_res = chains.lower[stage.index - 1].images()[chains.indices]
             labels = None if run.labels is None else run.labels[chains.indices]

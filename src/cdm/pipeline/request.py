@@ -9,6 +9,7 @@ from typing import Any
 
 from cdm.config import CascadeConfig
 from cdm.errors import UserError
+from cdm.pipeline.augmentation_request import AugmentationRequest, with_augmentation
 
 MOST_BATCH = 2**20
 
@@ -24,6 +25,9 @@ class TrainRequest:
     images: int | None = None
     minutes: float | None = None
     batch_size: tuple[int, ...] | None = None
+    augmentation: tuple[str, ...] | None = None
+    aug_levels: tuple[str, ...] | None = None
+    aug_density: tuple[str, ...] | None = None
     stage: int | None = None
     val: str | None = None
     val_fraction: float = 0.05
@@ -42,10 +46,15 @@ class TrainRequest:
     def fixed(self) -> dict[str, Any]:
         """The options that make the run what it is; a second call must repeat them."""
         names = ("recipe", "sizes", "batch_size", "val", "val_fraction", "channels", "flip", "balanced", "seed")
-        options = {name: getattr(self, name) for name in (*names, "checkpoint_images")}
+        augmentation = ("augmentation", "aug_levels", "aug_density")
+        options = {name: getattr(self, name) for name in (*names, *augmentation, "checkpoint_images")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
+    def asked_augmentation(self) -> AugmentationRequest:
+        return AugmentationRequest(kind=self.augmentation, levels=self.aug_levels, density=self.aug_density)
+
     def __post_init__(self) -> None:
+        self.asked_augmentation()  # checks it
         for name, place in (("DATA", self.data), ("--out", str(self.out)), ("--val", self.val or "")):
             if "\0" in place:
                 raise UserError(f"{name} is {place!r}; expected a path, which has no NUL: take it out.")
@@ -89,6 +98,11 @@ def parse_numbers(text: str | None, kind: type, flag: str, example: str) -> list
     except ValueError as error:
         number = "whole numbers" if kind is int else "numbers"
         raise UserError(f"--{flag} is {text!r}; expected {number} separated by commas, as {example}.") from error
+
+
+def with_request(config: CascadeConfig, request: TrainRequest) -> CascadeConfig:
+    """The recipe with what was asked for put over it."""
+    return with_augmentation(with_batch_size(config, request.batch_size), request.asked_augmentation())
 
 
 def with_batch_size(config: CascadeConfig, batch_size: tuple[int, ...] | None) -> CascadeConfig:

@@ -42,7 +42,7 @@ from cdm.pipeline.held_out import (
     write_held_out,
 )
 from cdm.pipeline.look import Preview, Validation, final_grid
-from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data, with_batch_size
+from cdm.pipeline.request import TrainRequest, check_place, check_same, check_same_data, with_request
 from cdm.rng import Rng
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 from cdm.stage import Stage, build_stage, check_config
@@ -159,7 +159,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         held_out = tuple(array.names[i] for i in held_rows)
         val = TrainingImages(array, sizes, rows=held_rows, pyramid=pyramid) if len(held_rows) else None
     train = TrainingImages(array, sizes, rows=rows, pyramid=pyramid, flip=request.flip, balanced=request.balanced)
-    config = run or with_batch_size(make_config(sizes, array.class_names, data, len(train)), request.batch_size)
+    config = run or with_request(make_config(sizes, array.class_names, data, len(train)), request)
     if request.stage is not None and not 0 <= request.stage < len(sizes):
         raise UserError(f"got --stage {request.stage}; expected 0 (the base) to {len(sizes) - 1}.")
     classes = f"of {counted(len(array.class_names), 'class', 'classes')}" if array.class_names else "without classes"

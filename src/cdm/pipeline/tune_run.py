@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cdm.artifacts import RunLock, load_json, make_folder, save_json
+from cdm.artifacts import RunLock, make_folder, save_json
 from cdm.cascade import Cascade
-from cdm.config import CascadeConfig, SamplingConfig, from_dict, to_dict
+from cdm.config import SamplingConfig, to_dict
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.tune_report import StageFront, tune_report
 from cdm.pipeline.costs import stage_costs, told_costs
-from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Ledger, Measured, Trial, front, pick, search
+from cdm.pipeline.tune_store import store_sampling
 from cdm.pipeline.tune_trials import StageTrials
 from cdm.runtime import set_threads
 from cdm.settings import MAX_STEPS
@@ -46,19 +46,11 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
     Raises:
         UserError: no run, no real images, or too little time for a single candidate of a stage.
     """
-    if not (request.run / "cascade.json").exists():
-        raise UserError(
-            f"{request.run} is not a run folder (no cascade.json in it); expected the --out of `cdm train`."
-        )
+    request.check_run()
     began = time.monotonic()
     set_threads(request.threads)
-    judged = EvaluateRequest(
-        subject=str(request.run), data=request.data, train_data=request.train_data, out=request.out,
-        num=request.images, seed=request.seed, batch_size=request.batch_size, device=request.device,
-        precision=request.precision, threads=request.threads,
-    )  # fmt: skip
     with RunLock(make_folder(request.out)):
-        judge = open_judge(judged, progress, say)
+        judge = open_judge(request.judged(), progress, say)
         cascade, extractor = judge.cascade, judge.extractor
         ledger = Ledger(request.out / "measured.jsonl")
         settings = replace(cascade.settings(), hand_over="non_truncated")
@@ -75,13 +67,13 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
             share = SHARES[0] if stage.config.is_base else SHARES[1] / (len(cascade.stages) - 1)
             if len(cascade.stages) == 1:
                 share = 1.0
-            found = _search(request, trials, ledger, Budget(60 * request.minutes * share, time.monotonic()), say)
+            found = _search(request, trials, ledger, Budget(60 * request.axis_minutes * share, time.monotonic()), say)
             searched.append(found)
             settings = trials.settings_for(found.picked["balanced"].candidate)
             if stage.index < len(cascade.stages) - 1:
                 low_res = trials.images(settings, request.images, f"images of stage {stage.index} for the next")
         qualities = {name: _together(searched, name) for name in SLACK}
-        _store(request.run, qualities)
+        store_sampling(request.run, qualities["balanced"], tuple(qualities.values()))
         report = _report(request, cascade, extractor, searched, qualities, judge.val.where, began)
     for name, chosen in qualities.items():
         say(f"{name}: {_words(chosen)}")
@@ -115,19 +107,6 @@ def _together(searched: list[Tuned], quality: str) -> SamplingConfig:
     for found in searched:
         settings = replace(found.trials, settings=settings).settings_for(found.picked[quality].candidate)
     return settings
-
-
-def _store(run: Path, qualities: dict[str, SamplingConfig]) -> None:
-    """Into ``cascade.json``: the default and the qualities; what was the default before is kept."""
-    stored: dict[str, Any] = load_json(run / "cascade.json")
-    config = from_dict(CascadeConfig, stored["config"], "cascade.json")
-    chosen = qualities["balanced"]
-    history = config.sampling_history
-    if config.sampling != chosen:
-        history = (*history, config.sampling)
-    made = replace(config, sampling=chosen, sampling_history=history, qualities=tuple(qualities.values()))
-    rest = {name: value for name, value in stored.items() if name not in ("config", "sha256", "format_version")}
-    save_json(run / "cascade.json", {"config": to_dict(made), **rest})
 
 
 def _words(settings: SamplingConfig) -> str:

@@ -187,7 +187,11 @@ def _entries(levels: Float64[Tensor, " n"], table: Float64[Tensor, " T"]) -> Flo
 
 def reference_stats(cache: ReferenceCache, real: RealImages, extractor: Extractor, size: int) -> FeatureStats:
     """Of the real images as a stage of this size shows them."""
-    shown = real
-    if size < real.shape[-1]:
-        shown = LowReal(real.role, real.where, real.array, real.rows, real.digests, size)
-    return cache.stats(shown, extractor)
+    return cache.stats(shown_at(real, size), extractor)
+
+
+def shown_at(real: RealImages, size: int) -> RealImages:
+    """Real images as a stage of this size shows them."""
+    if size == real.shape[-1]:
+        return real
+    return LowReal(real.role, real.where, real.array, real.rows, real.digests, size)
