@@ -66,6 +66,8 @@ def training_levels(rng: Rng, index: Int64[Tensor, " b"]) -> Float[Tensor, " b"]
 def make_cond(stage: Stage, batch: Batch, rng: Rng) -> tuple[Cond, Augmented | None]:
     """Labels with label dropout, and the augmented low-res image of an SR stage."""
     config, labels = stage.config, batch.labels
+    if config.net.num_labels == 0:  # a stage without classes in a cascade that has them
+        labels = None
     if labels is not None and config.label_dropout > 0:
         dropped = rng.uniform(Purpose.LABEL_DROPOUT, batch.index.to(labels.device)) < config.label_dropout
         labels = torch.where(dropped, stage.null_label, labels)

@@ -1,0 +1,150 @@
+"""The cells of the experiments: images of one arm at one level from one seed, as features on the disk.
+
+A cell is a file that names all it hangs on, so a run that was stopped goes on. All cells of a seed share noise and
+classes; cells on real low-res images share these.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdm.artifacts import make_folder, save_json
+from cdm.cascade import Cascade, image_seed, load_config
+from cdm.conditioning import make_low_res, upsample
+from cdm.config import CascadeConfig, SamplingConfig
+from cdm.data.pixels import FULL_8, to_float
+from cdm.evaluate.extractors.base import Extractor
+from cdm.pipeline.generate import carry_up, to_bytes
+from cdm.pipeline.reference import RealImages
+from cdm.runtime import choose_device, choose_dtype
+from cdm.stage import Stage, build_stage, check_config, load_weights
+from paper.plan import PLAN
+
+BLOCK = 128
+GENERATED, REAL = "generated", "real"
+
+
+def load_stage(run: Path, k: int, device: torch.device) -> tuple[Stage, CascadeConfig]:
+    config = load_config(run)
+    stage = build_stage(config.stages[k], k, num_classes=config.num_classes, levels=config.data.levels)
+    check_config(stage.config, run / stage.name)
+    load_weights(stage, run / stage.name)
+    return stage.to(device, choose_dtype("auto", device)).for_sampling(), config
+
+
+def join(stages: list[tuple[Path, int]], device: torch.device | None = None) -> Cascade:
+    """A cascade of stages of several runs: the k-th of each folder, which must be the next in place."""
+    device = device or choose_device()
+    loaded = [load_stage(run, k, device) for run, k in stages]
+    made = [stage for stage, _ in loaded]
+    for place, stage in enumerate(made):
+        stage.index = place
+        assert place == 0 or stage.config.low_res_size == made[place - 1].config.size, (place, stages)
+    last = loaded[-1][1]
+    own = CascadeConfig(
+        recipe=last.recipe, seed=last.seed, class_names=last.class_names, data=last.data,
+        stages=tuple(stage.config for stage in made),
+    )  # fmt: skip
+    return Cascade(own, made, device)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """level: None where no stage takes one. source: of the low-res images."""
+
+    arm: str
+    source: str
+    level: float | None
+    hand_over: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        level = "none" if self.level is None else f"{self.level:g}"
+        return f"{self.arm}-{self.source}-{level}-{self.hand_over}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """val: real images at the top size, whose low-res versions are put in. labels: of generated images, in turn."""
+
+    work: Path
+    val: RealImages
+    extractor: Extractor
+    count: int
+
+    def path(self, cell: Cell, ending: str) -> Path:
+        return make_folder(self.work / "cells") / f"{cell.name}{ending}"
+
+    def rows(self, cell: Cell) -> np.ndarray:
+        return np.load(self.path(cell, ".npy"))
+
+    def told(self, cell: Cell) -> dict[str, Any]:
+        return json.loads(self.path(cell, ".json").read_text())
+
+    def measure(self, cell: Cell, cascade: Cascade) -> None:
+        """Make the cell, unless it is there."""
+        if self.path(cell, ".npy").exists():
+            return
+        settings = settings_of(cascade, cell)
+        rows, kept, evaluations, began = [], [], (0,), time.perf_counter()
+        for start in range(0, self.count, BLOCK):
+            indices = np.arange(start, min(start + BLOCK, self.count))
+            images, evaluations = self._images(cell, cascade, settings, indices)
+            rows.append(self.extractor(images).by_name()["main"].numpy())
+            kept.append(images[:52].numpy() if not start else images[:0].numpy())
+            print(f"{cell.name}: {indices[-1] + 1} of {self.count}", flush=True)
+        np.savez_compressed(self.path(cell, "-pictures.npz"), images=np.concatenate(kept))
+        save_json(self.path(cell, ".json"), {
+            "images": self.count, "evaluations": list(evaluations), "weights": cascade.hash,
+            "seconds": round(time.perf_counter() - began, 2),
+        })  # fmt: skip
+        part = self.path(cell, ".part")
+        with open(part, "wb") as file:
+            np.save(file, np.concatenate(rows))
+        part.rename(self.path(cell, ".npy"))
+
+    def _images(
+        self, cell: Cell, cascade: Cascade, settings: SamplingConfig, indices: np.ndarray
+    ) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """uint8 at the size of the extractor's images."""
+        seeds = torch.tensor([image_seed(cell.seed, int(i)) for i in indices])
+        if cell.source == GENERATED:
+            labels = torch.from_numpy(indices % cascade.config.num_classes)
+            sampled = cascade.sample(labels, seeds, settings=settings, batch_size=len(seeds))
+            made, evaluations = sampled.images[-1], sampled.evaluations
+        else:
+            assert self.val.labels is not None
+            picked = indices % self.val.count
+            labels = torch.from_numpy(self.val.labels[picked].astype(np.int64))
+            real = make_low_res(to_float(self.val.pick(picked), FULL_8), cascade.config.sizes[-2])
+            made = carry_up(cascade, len(cascade.stages) - 2, real, labels, seeds, settings)[-1]
+            evaluations = (0,) * (len(cascade.stages) - 1) + settings.steps[-1:]
+        size = self.val.shape[-1]
+        shown = made if made.shape[-1] == size else upsample(made, size)
+        return to_bytes(shown, cell.name), evaluations
+
+
+def settings_of(cascade: Cascade, cell: Cell) -> SamplingConfig:
+    """The plan's samplers; a level is that of the last stage, those below it have 0.1."""
+    sampling, count = PLAN["sampling"], len(cascade.stages)
+    kinds = ["direct"] if cell.arm.startswith("direct") else ["base", *["sr"] * (count - 1)]
+    chosen: dict[str, Any] = {
+        "sampler": ",".join(sampling[kind][0] for kind in kinds),
+        "steps": tuple(sampling[kind][1] for kind in kinds),
+        "grid": "logsnr",
+    }
+    if count > 1:
+        chosen["hand_over"] = cell.hand_over
+    noisy = [stage.config.augmentation.has_noise for stage in cascade.stages[1:]]
+    if any(noisy):
+        below = [0.1] * (count - 2)
+        chosen["aug_level"] = (*below, 0.0 if cell.level is None else cell.level)
+    return cascade.settings(**chosen)

@@ -1,0 +1,52 @@
+"""The plan of the experiments, as it was written before the first run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cdm.config import CascadeConfig, DataConfig
+from cdm.nn.flops import count_flops
+from cdm.pipeline.augmentation_request import AugmentationRequest, with_augmentation
+from cdm.recipes import make_config
+from cdm.recipes.facts import Facts
+
+PLAN: dict[str, Any] = json.loads((Path(__file__).parent / "plan.json").read_text())
+RECIPE = "small"
+
+
+def arm_config(
+    name: str, sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int
+) -> CascadeConfig:
+    """The recipe with what the arm changes in the one stage that it trains."""
+    arm = PLAN["arms"][name]
+    config = make_config(RECIPE, Facts(sizes, class_names, data, count, 0))
+    k = arm["stage"] if "stage" in arm else 0
+    if k:
+        kind = arm.get("kind", "gaussian")
+        levels = (str(arm.get("level", PLAN["trained_levels"])),) if "gaussian" in kind else None
+        own = AugmentationRequest(kind=(kind,), levels=levels)
+        config = with_augmentation(config, own)
+    if not arm.get("classes", True):
+        stage = config.stages[k]
+        stage = replace(stage, net=replace(stage.net, num_labels=0), label_dropout=0.0)
+        config = replace(config, stages=(*config.stages[:k], stage, *config.stages[k + 1 :]))
+    return config
+
+
+def arm_images(name: str, data: DataConfig, class_names: tuple[str, ...]) -> int:
+    """Images that an arm is trained on; "flops": as many as cost what the base and the amortised stage cost."""
+    images = PLAN["arms"][name]["images"]
+    if images != "flops":
+        return int(images)
+
+    def flops(arm: str) -> int:
+        config = arm_config(arm, tuple(PLAN["arms"][arm]["sizes"]), class_names, data, 1000)
+        stage = config.stages[PLAN["arms"][arm].get("stage", 0)]
+        return count_flops(stage.net, stage.optim.crop_size or stage.size)
+
+    spent = sum(flops(arm) * arm_images(arm, data, class_names) for arm in ("base-8", "amortised"))
+    batch = 64
+    return round(spent / flops(name) / batch) * batch

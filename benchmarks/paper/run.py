@@ -1,0 +1,145 @@
+"""The experiments of the plan (plan.json), each cell a file; every command goes on where it was stopped.
+
+    cd benchmarks && python -m paper.run train   --data TRAIN.zip --work DIR [--arms base-8,amortised]
+    cd benchmarks && python -m paper.run measure --data TRAIN.zip --val VAL.zip --work DIR [--experiments c,a]
+    cd benchmarks && python -m paper.run tables  --data TRAIN.zip --val VAL.zip --work DIR --out FOLDER
+
+``train`` makes one stage of each arm; ``measure`` images and their features; ``tables`` JSON, Markdown and plots of
+what is there, with the plan's verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cdm.cascade import Cascade
+from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.extractors.domain import cached_domain
+from cdm.evaluate.stats import FeatureStats
+from cdm.pipeline.evaluate_extractors import DOMAIN_SEED
+from cdm.pipeline.processes import Processes
+from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, load_array, make_real, pixels_of
+from cdm.runtime import choose_device, set_threads
+from paper.cells import GENERATED, REAL, Cell, Lab, join
+from paper.plan import PLAN
+from paper.tables import write_tables
+from paper.training import train_arm
+
+LETTERS = Path(__file__).parents[2] / "examples" / "letters"
+BASES = {8: ("base-8", None), 16: (None, LETTERS)}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What measuring needs at one top size."""
+
+    lab: Lab
+    stats: FeatureStats
+
+
+def open_bench(options: argparse.Namespace, size: int) -> Bench:
+    """Real images at ``size``, the extractor trained on them, and the training images' statistics."""
+    train, val = (
+        make_real(role, spec, load_array(spec, size, 3, None, print))
+        for role, spec in (("train", options.data), ("val", options.val))
+    )
+    extractor = domain_extractor(train)
+    cache = ReferenceCache(cache_folder(), Processes(), 256, lambda *_: None, print)
+    return Bench(Lab(options.work, val, extractor, PLAN["images"]), cache.stats(train, extractor))
+
+
+def domain_extractor(train: RealImages) -> Extractor:
+    return cached_domain(
+        cache_folder() / "domain", images=pixels_of(train), labels=train.labels, fingerprint=train.key,
+        seed=DOMAIN_SEED, device=choose_device(),
+    )  # fmt: skip
+
+
+def cascade_of(arm: str, work: Path) -> Cascade:
+    """The arm's stage on what it stands on: the frozen base of its testbed, and the amortised stage below a higher."""
+    own = PLAN["arms"][arm]
+    folder, k = work / "arms" / arm, own.get("stage", 0)
+    if len(own["sizes"]) == 1:
+        return join([(folder, 0)])
+    trained, given = BASES[own["sizes"][0]]
+    below = [(given or work / "arms" / str(trained), 0)]
+    if k == 2:
+        below.append((work / "arms" / "amortised", 1))
+    return join([*below, (folder, k)])
+
+
+def cells_of(experiment: str) -> list[Cell]:
+    """All cells of an experiment, those of every seed."""
+    plan, few, cells = PLAN["experiments"][experiment], PLAN["few_levels"], []
+    plain = "non_truncated"
+    for seed in PLAN["seeds"]:
+        for arm in plan["arms"]:
+            kind = PLAN["arms"][arm].get("kind", "gaussian")
+            levels = plan.get("levels", PLAN["levels"] if experiment in "ac" else few)
+            if len(PLAN["arms"][arm]["sizes"]) == 1 or "gaussian" not in kind:
+                levels = [None]
+            if "level" in PLAN["arms"][arm]:
+                levels = [PLAN["arms"][arm]["level"]]
+            cells += [Cell(arm, GENERATED, level, plain, seed) for level in levels]
+            if experiment in "cg":
+                cells += [Cell(arm, REAL, level, plain, seed) for level in levels]
+            if experiment == "b":
+                cells += [Cell(arm, GENERATED, level, "truncated", seed) for level in levels if level]
+    return cells
+
+
+def measure(options: argparse.Namespace) -> None:
+    benches: dict[int, Bench] = {}
+    for experiment in options.experiments:
+        for arm in PLAN["experiments"][experiment]["arms"]:
+            if not (options.work / "arms" / arm).exists():
+                print(f"experiment {experiment}: arm {arm} is not trained yet; its cells are left out")
+                continue
+            size = PLAN["arms"][arm]["sizes"][-1]
+            if size not in benches:
+                benches[size] = open_bench(options, size)
+            cascade = cascade_of(arm, options.work)
+            for cell in cells_of(experiment):
+                if cell.arm == arm:
+                    benches[size].lab.measure(cell, cascade)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=("train", "measure", "tables"))
+    parser.add_argument("--data", required=True, help="training images")
+    parser.add_argument("--val", help="real images kept from training")
+    parser.add_argument("--work", type=Path, required=True, help="runs and cells are kept here")
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=list(PLAN["arms"]))
+    parser.add_argument("--experiments", type=lambda text: text.split(","), default=list(PLAN["experiments"]))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=Path("results/paper"))
+    options = parser.parse_args(argv)
+    for name, given, known in (
+        ("--arms", options.arms, PLAN["arms"]),
+        ("--experiments", options.experiments, PLAN["experiments"]),
+    ):
+        if odd := [each for each in given if each not in known]:
+            parser.error(f"{name} has {odd[0]!r}; expected some of {', '.join(known)}")
+    if options.what != "train" and options.val is None:
+        parser.error(f"{options.what} needs --val: real images kept from training")
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    set_threads(options.threads)
+    if options.what == "train":
+        for arm in options.arms:
+            train_arm(arm, options.data, options.work)
+    elif options.what == "measure":
+        measure(options)
+    else:
+        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Tables, plots and verdicts of the cells that are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cdm.artifacts import make_folder, save_json, write_atomic
+from cdm.config import AugmentationConfig
+from cdm.evaluate.evaluation_plots import levels_plot
+from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet_ratio import frechet_log_ratio
+from cdm.evaluate.intervals import Estimate, jackknife
+from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
+from cdm.evaluate.stats import FeatureStats
+from cdm.noise.schedule import aug_level_to_logsnr
+from paper.cells import GENERATED, REAL, Cell, Lab
+from paper.plan import PLAN
+
+
+class BenchLike(Protocol):
+    @property
+    def lab(self) -> Lab: ...
+    @property
+    def stats(self) -> FeatureStats: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm at one level, all seeds together. seconds: of an image, as it happened to be timed."""
+
+    arm: str
+    source: str
+    level: float | None
+    hand_over: str
+    distance: float
+    low: float
+    high: float
+    of_seeds: tuple[float, ...]
+    evaluations: tuple[int, ...]
+    seconds: float
+
+
+class Results:
+    """The cells of one top size."""
+
+    def __init__(self, bench: BenchLike, cells: Sequence[Cell]) -> None:
+        self._bench = bench
+        there = [cell for cell in cells if bench.lab.path(cell, ".npy").exists()]
+        self.seeds = sorted({cell.seed for cell in cells})
+        whole = {cell for cell in there if all(replace(cell, seed=seed) in there for seed in self.seeds)}
+        self.kinds = list(dict.fromkeys(replace(cell, seed=0) for cell in there if cell in whole))
+        self.missing = len(cells) - len(there)
+
+    def features(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Rows of all seeds; row i of two kinds has the same seed."""
+        return np.concatenate([self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds])
+
+    def row(self, kind: Cell) -> Row:
+        whole = frechet_estimate(self._bench.stats, self.features(kind))
+        each = [frechet_estimate(self._bench.stats, self.features(kind, [s])).value for s in self.seeds]
+        told = [self._bench.lab.told(replace(kind, seed=s)) for s in self.seeds]
+        assert whole.low is not None and whole.high is not None
+        return Row(
+            kind.arm, kind.source, kind.level, kind.hand_over, whole.value, whole.low, whole.high, tuple(each),
+            tuple(told[0]["evaluations"]), sum(t["seconds"] for t in told) / sum(t["images"] for t in told),
+        )  # fmt: skip
+
+    def gap(self, kind: Cell, than: Cell, seeds: Sequence[int] | None = None) -> Gap:
+        """Log ratio of the distances on the same seeds; above 0: ``kind`` is worse."""
+        found = frechet_log_ratio(self._bench.stats, self.features(kind, seeds), self.features(than, seeds))
+        assert found.low is not None and found.high is not None
+        return Gap(found.value, found.low, found.high)
+
+    def of(self, arm: str, source: str = GENERATED, hand_over: str = "non_truncated") -> list[Cell]:
+        """By rising level."""
+        found = [kind for kind in self.kinds if (kind.arm, kind.source, kind.hand_over) == (arm, source, hand_over)]
+        return sorted(found, key=lambda kind: kind.level or 0.0)
+
+    def best(self, kinds: Sequence[Cell], seeds: Sequence[int] | None = None) -> Cell:
+        return min(kinds, key=lambda kind: frechet_estimate(self._bench.stats, self.features(kind, seeds)).value)
+
+    def slope(self, kinds: Sequence[Cell]) -> Estimate:
+        """Of log distance over the level by least squares, with a jackknife over groups of seeds."""
+        levels = np.array([kind.level for kind in kinds])
+        weights = (levels - levels.mean()) / ((levels - levels.mean()) ** 2).sum()
+        features = [self.features(kind) for kind in kinds]
+
+        def fitted(kept: np.ndarray) -> float:
+            logs = [math.log(frechet_estimate(self._bench.stats, rows[kept]).value) for rows in features]
+            return float(weights @ np.array(logs))
+
+        place = np.arange(len(features[0])) % 20
+        return jackknife(fitted(place >= 0), [fitted(place != g) for g in range(20)], "seeds")
+
+    def curves(self, arm: str) -> LevelCurves | None:
+        """Of generated and real low-res images."""
+        generated, real = self.of(arm), self.of(arm, REAL)
+        if not generated or not real:
+            return None
+        by_level = {kind.level: kind for kind in real}
+        points = {
+            GENERATED: [self._point(kind, generated, by_level.get(kind.level)) for kind in generated],
+            REAL: [self._point(kind, real, None) for kind in real],
+        }
+        return LevelCurves(
+            arm, PLAN["images"] * len(self.seeds), {"non_truncated": tuple(points[GENERATED])}, tuple(points[REAL])
+        )
+
+    def _point(self, kind: Cell, kinds: Sequence[Cell], other: Cell | None) -> LevelPoint:
+        row, best, first = self.row(kind), self.best(kinds), kinds[0]
+        level = kind.level or 0.0
+        logsnr = float(aug_level_to_logsnr(AugmentationConfig(), _tensor(level))[0])
+        against = None if kind == best else self.gap(kind, best)
+        lowest = self.row(best).distance
+        return LevelPoint(
+            level, logsnr, row.distance, row.low, row.high, against,
+            None if kind == first else self.gap(kind, first),
+            None if other is None else self.gap(kind, other),
+            None if against is None else (lowest * math.exp(against.low), lowest * math.exp(against.high)),
+        )  # fmt: skip
+
+
+def _tensor(level: float) -> Any:
+    import torch
+
+    return torch.tensor([level], dtype=torch.float64)
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def verdict_a(results: Results) -> dict[str, Any]:
+    rest = [seed for seed in results.seeds if seed != PLAN["choose_seed"]]
+    best = results.best(results.of("amortised"), [PLAN["choose_seed"]])
+    found: dict[str, Any] = {"best_level": best.level}
+    for arm in ("naive", "direct-32"):
+        if kinds := results.of(arm):
+            gap = results.gap(kinds[0], best, rest)
+            found[f"{arm}_over_augmented"] = ratio_of(gap)
+    naive, direct = found.get("naive_over_augmented"), found.get("direct-32_over_augmented")
+    found["naive_at_least_1.5"] = None if naive is None else naive["value"] >= 1.5
+    found["direct_worse"] = None if direct is None else direct["low"] > 1
+    return found
+
+
+def verdict_c(results: Results, arm: str = "amortised") -> dict[str, Any]:
+    real, generated = results.of(arm, REAL), results.of(arm)
+    slope = results.slope(real)
+    better = [kind.level for kind in real[1:] if results.gap(kind, real[0]).high < 0]
+    best = results.best(generated)
+    ends = [results.gap(end, best) for end in (generated[0], generated[-1]) if end != best]
+    assert slope.low is not None
+    return {
+        "real_slope": {"value": slope.value, "low": slope.low, "high": slope.high},
+        "real_rises": slope.low > 0,
+        "real_highest_over_0": ratio_of(highest := results.gap(real[-1], real[0])),
+        "real_highest_worse": highest.low > 0,
+        "real_levels_better_than_0": better,
+        "generated_best_level": best.level,
+        "generated_ends_over_best": [ratio_of(gap) for gap in ends],
+        "generated_minimum_inside": len(ends) == 2 and all(gap.low > 0 for gap in ends),
+    }
+
+
+def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
+    """What the experiment compares, pair by pair."""
+    arms = PLAN["experiments"][experiment]["arms"]
+    compared: list[tuple[Cell, Cell]] = []
+    if experiment == "b":
+        plain = {kind.level: kind for kind in results.of("amortised")}
+        compared = [(kind, plain[kind.level]) for kind in results.of("amortised", GENERATED, "truncated")
+                    if kind.level in plain]  # fmt: skip
+    elif experiment == "d":
+        none = results.of("high-none")
+        compared = [(kind, none[0]) for arm in arms[:-1] for kind in results.of(arm)] if none else []
+    elif experiment in "ef":
+        plain = {kind.level: kind for kind in results.of("amortised")}
+        compared = [(kind, plain[kind.level]) for arm in arms[1:] for kind in results.of(arm) if kind.level in plain]
+    elif experiment == "g":
+        naive = results.of("naive-64")
+        compared = [(naive[0], kind) for kind in results.of("amortised-64")] if naive else []
+    return [
+        {"what": [_called(kind), _called(than)], "ratio": ratio_of(results.gap(kind, than))} for kind, than in compared
+    ]
+
+
+def _called(kind: Cell) -> str:
+    return f"{kind.arm}, {'no level' if kind.level is None else f'level {kind.level:g}'}, {kind.hand_over}"
+
+
+def ratio_of(gap: Gap) -> dict[str, float]:
+    return {"value": math.exp(gap.value), "low": math.exp(gap.low), "high": math.exp(gap.high)}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_tables(
+    out: Path, experiments: Sequence[str], cells_of: Callable[[str], list[Cell]], open_bench: Callable[[int], BenchLike]
+) -> None:
+    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``."""
+    benches: dict[int, BenchLike] = {}
+    for experiment in experiments:
+        cells = cells_of(experiment)
+        size = PLAN["arms"][cells[0].arm]["sizes"][-1]
+        benches[size] = benches.get(size) or open_bench(size)
+        if experiment == "e":
+            cells += [cell for cell in cells_of("c") if cell.source == GENERATED]
+        if experiment == "f":
+            cells += [cell for cell in cells_of("c") if cell.source == GENERATED]
+        results = Results(benches[size], list(dict.fromkeys(cells)))
+        if not results.kinds:
+            print(f"experiment {experiment}: no arm has all its seeds yet")
+            continue
+        told: dict[str, Any] = {
+            "experiment": experiment, "plan": PLAN["experiments"][experiment], "cells_missing": results.missing,
+            "rows": [asdict(results.row(kind)) for kind in results.kinds], "pairs": pairs(results, experiment),
+        }  # fmt: skip
+        whole = not results.missing
+        if experiment == "a" and results.of("amortised"):
+            told["verdict"] = verdict_a(results)
+        if experiment in "cg" and whole:
+            arm = "amortised" if experiment == "c" else "amortised-64"
+            told["verdict"] = verdict_c(results, arm)
+            curves = results.curves(arm)
+            assert curves is not None
+            told["curves"] = curves.told()
+            write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(_drawn(curves), "FD-domain"))
+        save_json(make_folder(out) / f"{experiment}.json", told)
+        write_atomic(out / f"{experiment}.md", _markdown(told).encode())
+        print(f"experiment {experiment}: written to {out / experiment}.json, {results.missing} cells missing")
+
+
+def _drawn(curves: LevelCurves) -> dict[str, list[dict[str, Any]]]:
+    generated = next(iter(curves.generated.values()))
+    return {"generated low-res images": [p.told() for p in generated], "real ones": [p.told() for p in curves.real]}
+
+
+def _markdown(told: dict[str, Any]) -> str:
+    lines = ["| arm | low-res | level | hand-over | FD-domain (95 %) | of each seed | evaluations |", "|" + "---|" * 7]
+    for row in told["rows"]:
+        level = "–" if row["level"] is None else f"{row['level']:g}"
+        seeds = ", ".join(f"{value:.3g}" for value in row["of_seeds"])
+        lines.append(
+            f"| {row['arm']} | {row['source']} | {level} | {row['hand_over']} | {row['distance']:.3g} "
+            f"({row['low']:.3g} to {row['high']:.3g}) | {seeds} | {' + '.join(map(str, row['evaluations']))} |"
+        )
+    if told["pairs"]:
+        lines += ["", "| this | over that | ratio (95 %) |", "|---|---|---|"]
+        lines += [
+            f"| {pair['what'][0]} | {pair['what'][1]} | {pair['ratio']['value']:.2f} ({pair['ratio']['low']:.2f} to "
+            f"{pair['ratio']['high']:.2f}) |"
+            for pair in told["pairs"]
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,127 @@
+"""The paper's experiments at toy size: arms train as planned, cells are made once, and verdicts follow the rows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paper import cells, run
+from paper.plan import PLAN, arm_config, arm_images
+from tests.e2e.conftest import CLASSES, write_images
+from tests.fakes import random_cascade, save_run, stage_config
+
+from cdm.cascade import load_config
+from cdm.config import AugmentationConfig, DataConfig
+from cdm.evaluate.extractors import domain
+from cdm.nn.flops import count_flops
+
+LEVELS = [0.0, 0.3, 1.0]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls a command on arms of 8 to 16 pixels, whose weights are random where they are not trained."""
+    toy = {
+        "images": 48, "seeds": [21, 22], "levels": LEVELS, "few_levels": LEVELS,
+        "sampling": {"base": ["ddpm", 2], "sr": ["dpmpp", 2], "direct": ["ddpm", 2]},
+        "arms": {
+            "base-8": {"sizes": [8, 16], "stage": 0, "images": 64},
+            "amortised": {"sizes": [8, 16], "stage": 1, "images": 64},
+            "naive": {"sizes": [8, 16], "stage": 1, "images": 64, "kind": "none"},
+            "no-class": {"sizes": [8, 16], "stage": 1, "images": 320, "classes": False},
+        },
+    }  # fmt: skip
+    for name, value in toy.items():
+        monkeypatch.setitem(PLAN, name, value)
+    for name, arms in {"a": ["naive", "amortised"], "b": ["amortised"], "c": ["amortised"], "e": ["no-class"]}.items():
+        monkeypatch.setitem(PLAN["experiments"], name, PLAN["experiments"][name] | {"arms": ["amortised", *arms]})
+        PLAN["experiments"][name]["arms"] = list(dict.fromkeys(PLAN["experiments"][name]["arms"]))
+    monkeypatch.setattr(cells, "BLOCK", 32)
+    monkeypatch.setattr(domain, "EFFORT", 30)
+    monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
+    for part, count in (("train", 40), ("val", 30)):
+        for seed, name in enumerate(CLASSES):
+            write_images(tmp_path / part / name, count, seed=seed + 2 * (part == "val"))
+    options = {"channels": 3, "num_labels": 2}
+    low, sr = stage_config(8, **options), stage_config(16, 8, **options)
+    bare = stage_config(16, 8, **options, augmentation=AugmentationConfig(kind="none"))
+    for name, top in (("base-8", sr), ("amortised", sr), ("naive", bare)):
+        save_run(tmp_path / "work" / "arms" / name, random_cascade(low, top, classes=CLASSES))
+
+    def call(what: str, *more: str) -> None:
+        data = ("--data", str(tmp_path / "train"), "--val", str(tmp_path / "val"), "--work", str(tmp_path / "work"))
+        run.main([what, *data, "--out", str(tmp_path / "out"), *more])
+
+    return call
+
+
+def test_cells_are_made_once_and_tables_tell_what_they_hold(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench("measure", "--experiments", "a,b,c")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "cells").glob("*.npy")}
+    bench("measure", "--experiments", "a,b,c")
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "cells").glob("*.npy")}
+    assert len(made) == 2 * (1 + 3 + 3 + 2)  # seeds; naive, generated, real, truncated but for level 0
+    bench("tables", "--experiments", "a,b,c")
+    told = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "abc"}
+    rows = {(r["source"], r["level"]): r["distance"] for r in told["c"]["rows"]}
+    generated = {level: rows["generated", level] for level in LEVELS}
+    verdict = told["c"]["verdict"]
+    assert verdict["generated_best_level"] == min(generated, key=generated.__getitem__)
+    assert verdict["real_highest_over_0"]["value"] == pytest.approx(rows["real", 1.0] / rows["real", 0.0], rel=1e-6)
+    slope = np.polyfit(LEVELS, np.log([rows["real", level] for level in LEVELS]), 1)[0]
+    assert verdict["real_slope"]["value"] == pytest.approx(slope, rel=1e-4)
+    saved = {r["level"]: r["evaluations"] for r in told["b"]["rows"] if r["hand_over"] == "truncated"}
+    assert saved.keys() == {0.3, 1.0} and all(counts[0] <= 2 for counts in saved.values())
+    assert told["a"]["verdict"]["best_level"] in LEVELS
+    assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
+
+
+def test_an_arm_trains_its_own_stage_alone(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An SR stage without classes, on the base of the others; an arm that is not trained is named and left out."""
+    bench("measure", "--experiments", "e")
+    assert "arm no-class is not trained yet" in capsys.readouterr().out
+    bench("train", "--arms", "no-class")
+    folder = tmp_path / "work" / "arms" / "no-class"
+    assert load_config(folder).stages[1].net.num_labels == 0
+    assert not (folder / "0-8" / "model.safetensors").exists()
+    bench("measure", "--experiments", "e")
+    bench("tables", "--experiments", "e")
+    told = json.loads((tmp_path / "out" / "e.json").read_text())
+    assert [pair["what"][0].split(",")[0] for pair in told["pairs"]] == ["no-class"] * 3
+
+
+def test_no_cascade_gets_the_training_flops_of_the_cascade() -> None:
+    names, data = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), DataConfig()
+
+    def spent(arm: str) -> float:
+        config = arm_config(arm, tuple(PLAN["arms"][arm]["sizes"]), names, data, 1000)
+        stage = config.stages[PLAN["arms"][arm].get("stage", 0)]
+        return count_flops(stage.net, stage.size) * arm_images(arm, data, names)
+
+    assert spent("direct-32") == pytest.approx(spent("base-8") + spent("amortised"), rel=1e-3)
+
+
+def test_an_arm_changes_nothing_but_what_the_plan_says() -> None:
+    names = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    made = {arm: arm_config(arm, (8, 32), names, DataConfig(), 1000).stages[1] for arm in ("amortised", "naive",
+            "fixed-0.2", "no-class")}  # fmt: skip
+    own = made["amortised"]
+    fixed = made["fixed-0.2"].augmentation
+    assert (fixed.level_min, fixed.level_max, fixed.clean_fraction) == (0.2, 0.2, 0.0)
+    assert replace(made["fixed-0.2"], augmentation=own.augmentation) == own
+    assert made["naive"].augmentation.kind == "none" and made["naive"].optim == own.optim
+    bare = made["no-class"]
+    assert replace(bare, net=replace(bare.net, num_labels=27), label_dropout=own.label_dropout) == own
+
+
+@pytest.mark.parametrize(("options", "words"), [(("--arms", "x"), "--arms has 'x'"), (("--experiments", "z"), "'z'")])
+def test_unknown_names_are_one_sentence(
+    options: tuple[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main(["train", "--data", "x", "--work", "y", *options])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
