@@ -34,6 +34,7 @@ from cdm.cli.progress import counting_progress
 from cdm.config import NetConfig
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.frechet_ratio import frechet_ratio
+from cdm.nn.unet import UNet
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import to_bytes
 from cdm.pipeline.judge import Judge, open_judge
@@ -42,13 +43,13 @@ from cdm.runtime import set_threads
 SIZE, BLOCK, STEPS = 16, 128, 32
 
 
-class PeerNet(nn.Module):
+class PeerNet(UNet):
     """guided-diffusion's UNetModel where our trainer expects a net. Its ends and embeddings are registered under the
     names that our trainer looks for, so the same optimiser goes to the same kinds of weights; its attention's matrices,
     which are one-dimensional convolutions, go to AdamW with them."""
 
     def __init__(self, config: NetConfig, build: Callable[[NetConfig], Any]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # none of our layers
         inner = build(config)
         self.first, self.last = inner.input_blocks[0], inner.out
         self.embed_noise, self.embed_label = inner.time_embed, inner.label_emb

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
@@ -31,7 +32,7 @@ from cdm.conditioning import upsample
 from cdm.config import SamplingConfig, from_dict, to_dict
 from cdm.data.pixels import FULL_8, to_float
 from cdm.evaluate.frechet import frechet_estimate
-from cdm.evaluate.frechet_ratio import frechet_ratio
+from cdm.evaluate.frechet_ratio import frechet_log_ratio, frechet_ratio
 from cdm.evaluate.intervals import Estimate
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress, to_bytes
@@ -152,6 +153,9 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
         for arm, own in rows.items():
             if arm != "reference":
                 found[name][arm]["ratio_to_reference"] = told(frechet_ratio(real, own, rows["reference"], labels))
+                log = frechet_log_ratio(real, own, rows["reference"])
+                ends = [None if end is None else math.exp(end) for end in (log.value, log.low, log.high)]
+                found[name][arm]["the_same_by_jackknife"] = dict(zip(("value", "low", "high"), ends, strict=True))
     return found
 
 
