@@ -125,10 +125,10 @@ def measure(run: Path, options: argparse.Namespace, progress: Any) -> tuple[Judg
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--peer", type=Path, required=True, help="a checkout of github.com/openai/guided-diffusion")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--val", required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--peer", type=Path, help="a checkout of github.com/openai/guided-diffusion")
+    parser.add_argument("--data", help="training images")
+    parser.add_argument("--val", help="real images kept from training")
+    parser.add_argument("--work", type=Path, default=Path("runs/equal-quality"))
     parser.add_argument("--minutes", type=float, default=8.0, help="of the peer's net")
     parser.add_argument("--shares", default="0.5,0.25", help="of that time, for ours")
     parser.add_argument("--width", type=int, default=64, help="channels of the peer's net")
@@ -142,6 +142,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    if None in (options.peer, options.data, options.val):
+        print("equal_quality is skipped: it needs --peer, --data and --val.")
+        return
     set_threads(options.threads)
     build = peer_net(options.peer, options.width)
     more = options.train_options.split()

@@ -9,6 +9,7 @@ decimals.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from textwrap import fill
@@ -112,6 +113,7 @@ def made() -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Writes the README's table of speeds from benchmarks/results/.").parse_args()
     README.write_text(written(README.read_text(), made()))
     print(f"written to {README}")
 

@@ -10,6 +10,7 @@ from tests.fakes import random_cascade, stage_config
 
 from cdm.cascade import Cascade
 from cdm.config import SamplingConfig, ScheduleConfig
+from cdm.errors import UserError
 from cdm.samplers import SAMPLERS, make_grid, num_evaluations, num_steps
 from cdm.samplers.base import clip_dynamically
 from cdm.settings import of_stage, stage_grid
@@ -69,7 +70,10 @@ def test_tuned_levels_are_used_as_long_as_no_other_steps_are_asked_for(cascade: 
     assert stage_grid(tuned.stages[0], settings, 3, 1.5).tolist() == [-9.0, 0.0, 1.5]
     assert tuned.sample(seeds=[0]).evaluations == (3, 2, 1)
     other = tuned.settings(steps=[4])
-    assert other.grid == "logsnr" and not other.levels and other.steps == (4, 2, 1)
+    assert other.grid == "logsnr,tuned,tuned" and other.levels == ((), *levels[1:]) and other.steps == (4, 2, 1)
+    assert tuned.settings(steps=[3, 2, 1], sampler="dpmpp").levels == levels  # the same as without
+    with pytest.raises(UserError, match="stage 0 has no tuned one for its sampler and steps"):
+        tuned.settings(steps=[4], grid="tuned")
     assert tuned.settings(grid="edm").levels == ()
     heun = tuned.settings(sampler="heun")  # which would evaluate twice at each of those levels
     assert heun.levels == () and tuned.sample(seeds=[0], settings=heun).evaluations == (3, 1, 1)

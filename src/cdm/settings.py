@@ -55,23 +55,38 @@ def make_settings(
     hand = hand_over or own.hand_over
     if hand not in HAND_OVERS:
         raise UserError(f"unknown hand-over {hand!r}; expected non_truncated or truncated.")
-    tuned = own.levels if steps is None and sampler is None else ()  # made for these samplers and numbers of steps
-    grids = GRIDS if tuned else SPACINGS
-    usual = own.grid if grid is None and (tuned or "tuned" not in own.grid) else grid or "logsnr"
     percentile = own.threshold if threshold is None else threshold
     if percentile and not 0.5 <= percentile <= 1:
         raise UserError(f"got the threshold {percentile:g}; expected 0 (none), or a percentile from 0.5 to 1 as 0.995.")
-    chosen = _names("grid", usual, grids, config)
+    samplers = _names("sampler", sampler or own.sampler, tuple(SAMPLERS), config)
+    counts = _steps(config, own, steps)
+    fits = [_keeps_grid(own, samplers, counts, k) for k in range(len(config.stages))]
+    usual = joined([of_stage(own.grid, k) if fits[k] else "logsnr" for k in range(len(config.stages))])
+    chosen = _names("grid", grid or usual, GRIDS if "tuned" in usual else SPACINGS, config)
+    for k in range(len(config.stages)):
+        if of_stage(chosen, k) == "tuned" and of_stage(usual, k) != "tuned":
+            raise UserError(
+                f"got the grid {grid!r}, but stage {k} has no tuned one for its sampler and steps; expected one of "
+                f"{', '.join(SPACINGS)} there."
+            )
+    kept = tuple(levels if of_stage(chosen, k) == "tuned" else () for k, levels in enumerate(own.levels))
     return SamplingConfig(
-        sampler=_names("sampler", sampler or own.sampler, tuple(SAMPLERS), config),
-        steps=_steps(config, own, steps),
+        sampler=samplers,
+        steps=counts,
         grid=chosen,
-        levels=tuned if "tuned" in chosen else (),
+        levels=kept if any(kept) else (),
         threshold=percentile,
         aug_level=_aug_levels(config, own, aug_level),
         hand_over=hand,  # type: ignore[arg-type]
         clip=own.clip if clip is None else clip,
     )
+
+
+def _keeps_grid(own: SamplingConfig, samplers: str, counts: Sequence[int], k: int) -> bool:
+    """Whether stage ``k`` can have the run's own grid: a tuned one was made for its sampler and number of steps."""
+    if of_stage(own.grid, k) != "tuned":
+        return True
+    return k < len(own.steps) and (of_stage(own.sampler, k), own.steps[k]) == (of_stage(samplers, k), counts[k])
 
 
 def of_stage(names: str, index: int) -> str:

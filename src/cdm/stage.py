@@ -48,7 +48,7 @@ class Stage:
         return (self.config.channels, self.config.size, self.config.size)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Stage:
-        """Move the network to ``device`` and compute in ``dtype`` (weights stay float32)."""
+        """Move the network to ``device`` and compute in ``dtype`` (weights stay as they are: see ``for_sampling``)."""
         self.net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.denoiser.dtype = dtype
         self.denoiser.forget()

@@ -32,6 +32,7 @@ TOLERANCE = {"dpmpp": 4e-3, "dpmpp_sde": 4e-3, "heun": 4e-3, "heun_churn": 2e-2,
 @pytest.fixture(autouse=True)
 def unit_noise(monkeypatch):
     monkeypatch.setattr("cdm.cascade.Rng", UnitRng)
+    monkeypatch.setattr("cdm.stage_run.Rng", UnitRng)
 
 
 def handed_over(hand_over: str, sampler: str, depth: int) -> list[tuple[float, Tensor, Tensor, Tensor]]:

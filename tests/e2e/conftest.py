@@ -113,6 +113,23 @@ def constant(images):
 
 
 @pytest.fixture(scope="session")
+def photos(shared):
+    """Real images: 20 of each class to train on, 160 to validate on, all different."""
+
+    def make(folder):
+        for seed, name in enumerate(CLASSES):
+            write_images(folder / "train" / name, 20, seed=seed)
+            random = np.random.default_rng(seed + 5)
+            (folder / "val" / name).mkdir(parents=True)
+            for i in range(160):
+                pixels = np.full((16, 16, 3), 40 + 20 * seed, np.uint8)
+                pixels[random.integers(0, 8) :, random.integers(0, 8) :] = random.integers(80, 255, 3)
+                PILImage.fromarray(pixels).save(folder / "val" / name / f"{i:03}.png")
+
+    return made_once(shared, "photos", make)
+
+
+@pytest.fixture(scope="session")
 def real(shared):
     """Real images: 20 of each class to train on, 16 to validate on; and a quick extractor."""
 

@@ -22,6 +22,12 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
+@pytest.fixture
+def real(photos: Path) -> Path:
+    """Enough to tell a distance from."""
+    return photos
+
+
 def tune(run: Path, real: Path, *options: object):
     return run_here("tune", run, "--data", real / "val", "--train-data", real / "train", "-n", 256, *options)
 
@@ -101,3 +107,15 @@ def test_no_run_and_no_quality(run: Path, real: Path, tmp_path: Path) -> None:
     refused(tune(tmp_path / "none", real), "is not a run folder")
     refused(run_here("sample", run, "--quality", "superb"), "unknown quality 'superb'; expected one of fast, balanced")
     succeeded(run_here("sample", run, "-n", 1, "--quality", "fast", "--out", tmp_path / "fast"), "8+4 network")
+
+
+def test_too_few_real_images_are_refused_before_anything_is_searched(run: Path, photos: Path, tmp_path: Path) -> None:
+    """The covariance of fewer images than features is singular."""
+    few = tmp_path / "few"
+    for name in ("cat", "dog"):
+        shutil.copytree(photos / "val" / name, few / name)
+        for path in sorted((few / name).iterdir())[50:]:
+            path.unlink()
+    ran = run_here("tune", run, "--data", few, "--train-data", photos / "train", "-n", 256)
+    refused(ran, "has 100 real images to compare with; expected at least 129", "give more")
+    assert not (run / "tuning" / "measured.jsonl").exists() and not load_config(run).qualities

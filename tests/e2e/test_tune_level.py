@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from tests.e2e.command import refused, run_here, succeeded
-from tests.e2e.conftest import CLASSES, made_once, write_images
+from tests.e2e.conftest import CLASSES
 from tests.fakes import random_cascade, save_run, stage_config
 
 from cdm.cascade import Cascade, load_config
@@ -17,23 +17,6 @@ from cdm.config import AugmentationConfig, SamplingConfig, ScheduleConfig, Stage
 from cdm.pipeline import tune_level_trials
 
 STEPS = {8: 2, 16: 1, 32: 1}
-
-
-@pytest.fixture(scope="module")
-def photos(shared: Path) -> Path:
-    """Real images: 20 of each class to train on, 160 to validate on, all different."""
-
-    def make(folder: Path) -> None:
-        for seed, name in enumerate(CLASSES):
-            write_images(folder / "train" / name, 20, seed=seed)
-            random = np.random.default_rng(seed + 5)
-            (folder / "val" / name).mkdir(parents=True)
-            for i in range(160):
-                pixels = np.full((16, 16, 3), 40 + 20 * seed, np.uint8)
-                pixels[random.integers(0, 8) :, random.integers(0, 8) :] = random.integers(80, 255, 3)
-                PILImage.fromarray(pixels).save(folder / "val" / name / f"{i:03}.png")
-
-    return made_once(shared, "photos", make)
 
 
 @pytest.fixture(autouse=True)

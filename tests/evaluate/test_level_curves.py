@@ -50,14 +50,16 @@ def test_the_papers_picture() -> None:
 @pytest.mark.parametrize(
     ("generated", "real", "expected"),
     [
-        ((9, 8, 7, 6), (3, 3, 3, 3), "smallest at level 0.3, an end of what was searched"),
+        ((9, 8, 7, 6), (3, 3, 3, 3), "smallest at level 0.3, the upper end of what was searched"),
         ((9, 8, 7, 6), (3, 3, 3, 3), "the curves do not meet"),
         ((9, 8, 7, 6), (3, 3, 3, 3), "a loss of information does not show"),
         ((3, 3, 3, 3), (3, 3, 3, 3), "no compounding error shows"),
         ((5.2, 5, 5.1, 5.3), (5, 5, 5, 5), "neither end is worse beyond the intervals: the level matters little"),
         ((9, 5, 5.1, 5.3), (5, 5, 5, 5), "level 0 is worse beyond the intervals, level 0.3 is not"),
         ((5.3, 5, 5.1, 9), (5, 5, 5, 5), "level 0.3 is worse beyond the intervals, level 0 is not"),
-        ((2, 3, 4, 5), (3, 3, 3, 3), "worse than real ones up to the highest level"),
+        ((9, 10, 11, 12), (3, 3, 3, 3), "worse than real ones up to the highest level"),
+        ((9, 10, 11, 12), (3, 3, 3, 3), "smallest at level 0, the lower end of what was searched: noise does not help"),
+        ((2, 3, 4, 5), (3, 3, 3, 3), "where the curves meet cannot be told"),
     ],
 )
 def test_what_is_said_when_it_is_otherwise(generated, real, expected) -> None:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from cdm.pipeline import tune_search as module
-from cdm.pipeline.tune_search import Budget, Candidate, Ledger, Measured, Trial, front, pick, search
+from cdm.pipeline.tune_search import (
+    GRIDS,
+    SAMPLERS,
+    Budget,
+    Candidate,
+    Ledger,
+    Measured,
+    Trial,
+    front,
+    pick,
+    search,
+)
 
 LEVEL = {"dpmpp": 1.0, "dpmpp_sde": 0.8, "ddpm": 0.7, "heun": 2.0, "heun_churn": 3.0}
 GRID = {"logsnr": 1.0, "edm": 1.1, "cosine": 3.0, "profile": 0.9}
@@ -90,13 +101,30 @@ def test_little_time_leaves_the_costly_ones_out(tmp_path: Path, seconds: float) 
     points, left_out = search(timed, Ledger(tmp_path / "m.jsonl"), clock, is_base=True, images=100, most=1000)
     assert clock.now <= seconds
     assert points and left_out
-    assert max(p.candidate.evaluations for p in points) <= min(c.evaluations for c in left_out)
+    raced = {(p.candidate.sampler, p.candidate.grid) for p in points}
+    costly = [c.evaluations for c in left_out if (c.sampler, c.grid) in raced]
+    assert max(p.candidate.evaluations for p in points) <= min(costly)
 
 
 def test_no_time_measures_nothing(tmp_path: Path) -> None:
     asked: list[Candidate] = []
     points, left_out = run(tmp_path, asked, minutes=1e-9)
-    assert not asked and not points and not left_out
+    assert not asked and not points and len(left_out) == len(SAMPLERS) * len(GRIDS)
+
+
+def test_how_it_is_sampled_now_is_measured_first_and_nothing_worse_replaces_it(tmp_path: Path) -> None:
+    """Also where the time suffices for nothing else; and it is not measured twice."""
+    now, asked = Candidate("ddpm_large", "logsnr", 32), []
+    own = Trial(
+        lambda c, n: f"{c} {n}", lambda c, n: asked.append(c) or Measured(c, 1.0 + (c != now), None, None, n, 9.0)
+    )
+    for name, seconds in (("long", 1e9), ("short", 1e-2)):
+        asked.clear()
+        budget = Budget(seconds, time.monotonic())
+        points, _ = search(own, Ledger(tmp_path / name), budget, is_base=True, images=400, most=1000, present=now)
+        assert asked[0] == now and asked.count(now) == 1
+        assert pick(points, 1.0).candidate == now
+    assert asked == [now]
 
 
 def test_a_table_limits_the_ladder(tmp_path: Path) -> None:

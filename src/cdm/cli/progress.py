@@ -59,7 +59,7 @@ def sampling_progress(
     cascade: Cascade, images: int, settings: SamplingConfig, last: int, first: int = 0
 ) -> Iterator[SampleProgress]:
     """Over all steps of ``images`` images, weighed by pixels, with time left."""
-    costs = [stage.size**2 * steps for stage, steps in zip(cascade.config.stages, settings.steps, strict=True)]
+    costs = [float(stage.size**2 * steps) for stage, steps in zip(cascade.config.stages, settings.steps, strict=True)]
     work, total = SamplingWork(costs), images * sum(costs[first : last + 1])
     console = Console(stderr=True)
     lines = None if console.is_terminal else PlainLines(console)

@@ -110,6 +110,7 @@ def _refuse_settings(options: Sample) -> None:
         "class_names",
         "num",
         "seed",
+        "quality",
         "steps",
         "sampler",
         "grid",

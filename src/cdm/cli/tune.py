@@ -15,7 +15,7 @@ def run_tune(options: Tune, command: str) -> None:
         train_data=options.train_data,
         minutes=options.minutes,
         images=options.num,
-        axes=tuple(options.axis.split(",")),
+        axes=tuple(dict.fromkeys(options.axis.split(","))),
         hand_over=options.hand_over,
         metric=options.metric,
         levels=options.levels,
@@ -29,9 +29,11 @@ def run_tune(options: Tune, command: str) -> None:
 
     # torch comes only now: wrong options are told at once
     from cdm.cli.progress import counting_progress
-    from cdm.pipeline.tune_level_run import tune_levels
+    from cdm.pipeline.tune_level_run import check_levels, tune_levels
     from cdm.pipeline.tune_run import tune
 
+    if "level" in request.axes:
+        check_levels(request)  # before the other axis takes its time
     reports = []
     try:
         with counting_progress() as progress:

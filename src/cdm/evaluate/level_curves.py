@@ -84,8 +84,12 @@ def _minimum(how: str, points: Sequence[LevelPoint]) -> str:
     best = min(points, key=lambda point: point.distance)
     begin = f"On generated low-res images ({how}) the distance is smallest at level {best.level:g}"
     ends = (points[0], points[-1])
-    if best in ends:
-        return f"{begin}, an end of what was searched: there may be better beyond it."
+    if best is points[-1]:
+        return f"{begin}, the upper end of what was searched: there may be better beyond it."
+    if best is points[0]:
+        return f"{begin}, the lower end of what was searched" + (
+            ": noise does not help here." if best.level == 0 else ": there may be better below it."
+        )
     beyond = [_is_worse(end.against_best) for end in ends]
     if all(beyond):
         return f"{begin}, and both ends are worse beyond the intervals."
@@ -108,12 +112,17 @@ def _compounding(generated: Sequence[LevelPoint]) -> str:
             "At no level are generated low-res images worse than real ones beyond the intervals: no compounding error "
             "shows, and the stage below is good enough for any level."
         )
-    if apart[-1]:
+    if all(apart):
         return (
             "Generated low-res images are worse than real ones up to the highest level: the curves do not meet, and "
             "what the stage below gets wrong is more than this noise hides."
         )
     last = max(k for k, is_apart in enumerate(apart) if is_apart)
+    if last == len(pairs) - 1:
+        return (
+            "Generated low-res images are worse than real ones at some levels, the highest among them: where the "
+            "curves meet cannot be told."
+        )
     return (
         f"Generated low-res images are worse than real ones up to level {pairs[last].level:g}; from level "
         f"{pairs[last + 1].level:g} on the curves lie together: there compounding error ends."

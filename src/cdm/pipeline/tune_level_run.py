@@ -62,6 +62,18 @@ class Searched:
         return rows
 
 
+def check_levels(request: TuneRequest) -> None:
+    """Whether the run has levels that can be searched as asked, told from its configuration alone.
+
+    Raises:
+        UserError: it has not.
+    """
+    request.check_run()
+    config = load_config(request.run)
+    searched_stages(config, request)
+    hand_overs(config, request, lambda _: None)
+
+
 def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
     """Search, measure again, store in ``cascade.json``, and write ``RUN/tuning/levels.json`` and ``levels.html``.
 

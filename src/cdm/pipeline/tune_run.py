@@ -13,6 +13,7 @@ from cdm.cascade import Cascade
 from cdm.config import SamplingConfig, to_dict
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
+from cdm.evaluate.paired import least_reference
 from cdm.evaluate.tune_report import StageFront, tune_report
 from cdm.pipeline.costs import stage_costs, told_costs
 from cdm.pipeline.generate import Progress
@@ -56,6 +57,12 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
         settings = replace(cascade.settings(), hand_over="non_truncated")
         if cascade.settings().hand_over != "non_truncated":
             say("warning: the run's default hand-over is truncated; what is searched and stored is non_truncated")
+        least = least_reference("fd", extractor.dim)
+        if judge.val.count < least:
+            raise UserError(
+                f"{request.data} has {judge.val.count:,} real images to compare with; expected at least {least}, or "
+                "the distance says nothing: give more."
+            )
         searched: list[Tuned] = []
         low_res = None
         for stage in cascade.stages:
@@ -88,6 +95,7 @@ def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: B
     points, left_out = search(
         Trial(trials.key, trials.measure), ledger, budget,
         is_base=stage.config.is_base, images=request.images, most=MAX_STEPS if table is None else len(table),
+        present=trials.present,
     )  # fmt: skip
     if not points:
         raise UserError(

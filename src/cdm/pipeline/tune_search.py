@@ -26,7 +26,9 @@ RACES = ((8, 24), (4, 12))
 KEPT = 3
 """How many pairs of sampler and grid go on from each race."""
 RACE_SHARE = 4
-"""A race takes one image in so many."""
+"""A race takes one image in so many,"""
+LEAST_RACE = 256
+"""but at least these: the covariance of fewer says nothing."""
 RACE_TIME = 0.2
 """Each race takes this share of the time at most."""
 
@@ -120,11 +122,13 @@ class _Pace:
 
 
 def search(
-    trial: Trial, ledger: Ledger, budget: Budget, *, is_base: bool, images: int, most: int, grids: Sequence[str] = GRIDS
-) -> tuple[list[Measured], list[Candidate]]:
-    """Returns what was measured with all ``images``, and what the time did not suffice for.
+    trial: Trial, ledger: Ledger, budget: Budget, *, is_base: bool, images: int, most: int,
+    grids: Sequence[str] = GRIDS, present: Candidate | None = None,
+) -> tuple[list[Measured], list[Candidate]]:  # fmt: skip
+    """Returns what was measured with all ``images``, and what the time did not suffice for, in the races too.
 
-    most: evaluations that the stage can take (a table has no more levels).
+    most: evaluations that the stage can take (a table has no more levels). present: how the stage is sampled now; it is
+    measured first, so nothing that is worse can take its place.
     """
     pace, left_out = _Pace(), []
 
@@ -140,20 +144,26 @@ def search(
         pace.learn(found)
         return found
 
-    few = max(images // RACE_SHARE, 2)
+    climbed = []
+    if present is not None and (now := measured(present, images, budget.left())) is not None:
+        climbed.append(now)
+    few = max(images // RACE_SHARE, min(LEAST_RACE, images))
     going_on: list[tuple[str, str]] = []
+    met: set[tuple[str, str]] = set()
     for evaluations in (min(count, most) for count in RACES[not is_base]):
         entries = [Candidate(sampler, grid, evaluations) for grid in grids for sampler in SAMPLERS]
         end = budget.left() - RACE_TIME * budget.seconds
         raced = [found for entry in entries if (found := measured(entry, few, budget.left() - end)) is not None]
+        met |= {(each.candidate.sampler, each.candidate.grid) for each in raced}
         best = sorted(raced, key=lambda each: each.value)[:KEPT]
         pairs = [(each.candidate.sampler, each.candidate.grid) for each in best]
         going_on += [pair for pair in pairs if pair not in going_on]
-    left_out.clear()  # of the races: what did not run was not needed
-    climbed = []
+    unmet = {(each.sampler, each.grid): each for each in left_out if (each.sampler, each.grid) not in met}
+    left_out[:] = unmet.values()  # a pair that missed one race has run in the other
     for evaluations in sorted({min(count, most) for count in LADDERS[not is_base]}):
         for sampler, grid in going_on:
-            found = measured(Candidate(sampler, grid, evaluations), images, budget.left())
+            candidate = Candidate(sampler, grid, evaluations)
+            found = None if candidate == present else measured(candidate, images, budget.left())
             if found is not None:
                 climbed.append(found)
     return climbed, left_out

@@ -30,6 +30,7 @@ from cdm.pipeline.image_source import ClassIndex, Images, key_of
 from cdm.pipeline.reference import RealImages, ReferenceCache
 from cdm.pipeline.tune_search import Candidate, Measured
 from cdm.rng import Rng
+from cdm.runtime import precision_name
 from cdm.samplers import num_steps
 from cdm.settings import joined, of_stage, stage_grid
 from cdm.types import Cond
@@ -84,9 +85,21 @@ class StageTrials:
     def key(self, candidate: Candidate, images: int) -> str:
         low = None if self.low_res is None else key_of(self.low_res[:images].tobytes().hex())
         turn = None if self.labels is None else self.labels[:images].tolist()
-        rest = to_dict(replace(self.settings, sampler="", grid="", steps=(), levels=()))
+        used = self.settings.aug_level[self.stage - 1 : self.stage] if self.stage else ()
+        rest = to_dict(replace(self.settings, sampler="", grid="", steps=(), levels=(), aug_level=used))
         own = (candidate.sampler, candidate.grid, candidate.evaluations, images, self.seed, self.stage)
-        return key_of("tune", self.cascade.hash, own, rest, low, turn, self.extractor.hash, self.data)
+        weights = [stage.hash for stage in self.cascade.stages[: self.stage + 1]]
+        machine = (precision_name(self.cascade.stages[0].denoiser.dtype), self.cascade.device.type)
+        return key_of("tune", weights, machine, own, rest, low, turn, self.extractor.hash, self.data)
+
+    @property
+    def present(self) -> Candidate:
+        """How the stage is sampled now."""
+        grid = of_stage(self.settings.grid, self.stage)
+        return Candidate(
+            of_stage(self.settings.sampler, self.stage), "profile" if grid == "tuned" else grid,
+            self.settings.steps[self.stage],
+        )  # fmt: skip
 
     def settings_for(self, candidate: Candidate) -> SamplingConfig:
         """The settings with this stage's entries put in."""

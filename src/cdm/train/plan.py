@@ -73,7 +73,7 @@ def measure_speed(trainee: Trainee, batches: BatchSource, rng: Rng, *, seconds: 
     """Images per second of training steps, on a trainee that is thrown away afterwards. At least 3 timed steps.
 
     The lower quartile of their times counts: another process that is busy for a moment must not shrink the budget,
-    which is shortened later if the machine stays slow, but never lengthened.
+    which is shortened later if the machine stays slow; it is lengthened only until its learning rate falls.
     """
     size = trainee.stage.config.optim.batch_size
     positions = torch.arange(size)
