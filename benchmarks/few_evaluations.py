@@ -68,9 +68,9 @@ def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> li
     ]
 
 
-def recorded(planned: list[Arm], folder: Path) -> list[Arm]:
+def recorded(planned: list[Arm], folder: Path, weights: str) -> list[Arm]:
     """As the first call had them: a grid of the stage's own is measured, and rounding differs between machines."""
-    path = make_folder(folder) / "fast.json"
+    path = make_folder(folder) / f"fast-{weights[:12]}.json"
     if path.exists():
         planned[0] = replace(planned[0], settings=from_dict(SamplingConfig, load_json(path)["settings"], str(path)))
     else:
@@ -191,7 +191,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--no-timing", action="store_true", help="distances only: the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-evaluations.json"))
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.n < BLOCK or not BLOCK <= (options.long_images or options.n) <= options.n:
+        parser.error(f"-n and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n")
+    return options
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -207,7 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     fronts = options.fronts or options.run / "tuning" / "fronts.json"
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
-        planned = recorded(arms(judge, fronts, options.seed, options.reference, options.long), options.work)
+        planned = recorded(
+            arms(judge, fronts, options.seed, options.reference, options.long), options.work, judge.cascade.hash
+        )
         made = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         for features in made:

@@ -1,7 +1,7 @@
 """The cells of the experiments: images of one arm at one level from one seed, as features on the disk.
 
-A cell is a file that names all it hangs on, so a run that was stopped goes on. All cells of a seed share noise and
-classes; cells on real low-res images share these.
+A cell is a file, and beside it stands all that it hangs on: a run that was stopped goes on, and a cell of other weights
+or settings is made anew. All cells of a seed share noise and classes; cells on real low-res images share these.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from cdm.artifacts import make_folder, save_json
 from cdm.cascade import Cascade, image_seed, load_config
 from cdm.conditioning import make_low_res, upsample
-from cdm.config import CascadeConfig, SamplingConfig
+from cdm.config import CascadeConfig, SamplingConfig, to_dict
 from cdm.data.pixels import FULL_8, to_float
 from cdm.evaluate.extractors.base import Extractor
 from cdm.pipeline.generate import carry_up, to_bytes
+from cdm.pipeline.image_source import key_of
 from cdm.pipeline.reference import RealImages
 from cdm.runtime import choose_device, choose_dtype
 from cdm.stage import Stage, build_stage, check_config, load_weights
@@ -90,10 +91,11 @@ class Lab:
         return json.loads(self.path(cell, ".json").read_text())
 
     def measure(self, cell: Cell, cascade: Cascade) -> None:
-        """Make the cell, unless it is there."""
-        if self.path(cell, ".npy").exists():
-            return
+        """Make the cell, unless it is there from the same weights, settings, extractor and number of images."""
         settings = settings_of(cascade, cell)
+        key = key_of(cascade.hash, to_dict(settings), self.extractor.hash, self.val.fingerprint, self.count)
+        if self.path(cell, ".npy").exists() and self.told(cell)["key"] == key:
+            return
         rows, kept, evaluations, began = [], [], (0,), time.perf_counter()
         for start in range(0, self.count, BLOCK):
             indices = np.arange(start, min(start + BLOCK, self.count))
@@ -102,8 +104,9 @@ class Lab:
             kept.append(images[:52].numpy() if not start else images[:0].numpy())
             print(f"{cell.name}: {indices[-1] + 1} of {self.count}", flush=True)
         np.savez_compressed(self.path(cell, "-pictures.npz"), images=np.concatenate(kept))
+        self.path(cell, ".npy").unlink(missing_ok=True)  # of another key
         save_json(self.path(cell, ".json"), {
-            "images": self.count, "evaluations": list(evaluations), "weights": cascade.hash,
+            "key": key, "images": self.count, "evaluations": list(evaluations), "weights": cascade.hash,
             "seconds": round(time.perf_counter() - began, 2),
         })  # fmt: skip
         part = self.path(cell, ".part")

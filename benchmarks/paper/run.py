@@ -5,7 +5,7 @@
     cd benchmarks && python -m paper.run tables  --data TRAIN.zip --val VAL.zip --work DIR --out FOLDER
 
 ``train`` makes one stage of each arm; ``measure`` images and their features; ``tables`` JSON, Markdown and plots of
-what is there, with the plan's verdicts.
+what is there, with verdicts on a, c and g, and the pairs that the others compare.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> None:
     benches: dict[int, Bench] = {}
     for experiment in options.experiments:
         for arm in PLAN["experiments"][experiment]["arms"]:
-            if not (options.work / "arms" / arm).exists():
+            if not list((options.work / "arms" / arm).glob(f"{PLAN['arms'][arm].get('stage', 0)}-*/ema-*.safetensors")):
                 print(f"experiment {experiment}: arm {arm} is not trained yet; its cells are left out")
                 continue
             size = PLAN["arms"][arm]["sizes"][-1]

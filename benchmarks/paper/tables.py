@@ -13,7 +13,7 @@ import numpy as np
 from cdm.artifacts import make_folder, save_json, write_atomic
 from cdm.config import AugmentationConfig
 from cdm.evaluate.evaluation_plots import levels_plot
-from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet import GROUPS, frechet_estimate
 from cdm.evaluate.frechet_ratio import frechet_log_ratio
 from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
@@ -58,8 +58,10 @@ class Results:
         self.missing = len(cells) - len(there)
 
     def features(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Rows of all seeds; row i of two kinds has the same seed."""
-        return np.concatenate([self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds])
+        """Rows of all seeds; row i of two kinds has the same seed. Whole groups of the jackknife of each, so that image
+        i, which real low-res images share over the seeds, is in one group."""
+        parts = [self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds]
+        return np.concatenate([rows[: len(rows) // GROUPS * GROUPS] for rows in parts])
 
     def row(self, kind: Cell) -> Row:
         whole = frechet_estimate(self._bench.stats, self.features(kind))
@@ -95,8 +97,8 @@ class Results:
             logs = [math.log(frechet_estimate(self._bench.stats, rows[kept]).value) for rows in features]
             return float(weights @ np.array(logs))
 
-        place = np.arange(len(features[0])) % 20
-        return jackknife(fitted(place >= 0), [fitted(place != g) for g in range(20)], "seeds")
+        place = np.arange(len(features[0])) % GROUPS
+        return jackknife(fitted(place >= 0), [fitted(place != g) for g in range(GROUPS)], "seeds")
 
     def curves(self, arm: str) -> LevelCurves | None:
         """Of generated and real low-res images."""

@@ -46,6 +46,13 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
+def test_numbers_below_a_block_are_one_sentence(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (("-n", "31"), ("--long-images", "96"), ("--long-images", "8")):
+        with pytest.raises(SystemExit) as ended:
+            measure(*options)
+        assert ended.value.code == 2 and "blocks of 32" in capsys.readouterr().err
+
+
 def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
     measure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

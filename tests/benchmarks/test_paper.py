@@ -64,6 +64,11 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "cells").glob("*.npy")}
     bench("measure", "--experiments", "a,b,c")
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "cells").glob("*.npy")}
+    other = tmp_path / "work" / "cells" / "naive-generated-none-non_truncated-21.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"key": "of other weights"}))
+    bench("measure", "--experiments", "a")
+    changed = [path.stem for path, time in made.items() if path.stat().st_mtime_ns != time]
+    assert changed == [other.stem]
     assert len(made) == 2 * (1 + 3 + 3 + 2)  # seeds; naive, generated, real, truncated but for level 0
     bench("tables", "--experiments", "a,b,c")
     told = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "abc"}
