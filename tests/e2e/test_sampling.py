@@ -134,6 +134,7 @@ def test_again_beside_other_settings_is_refused(sampled):
 
 REFUSED = {
     "unknown class": (("--class", "cta"), ("unknown class 'cta'", "expected one of cat, dog", "did you mean 'cat'")),
+    "other case": (("--class", "DOG"), ("unknown class 'DOG'", "did you mean 'dog'")),
     "no images": (("-n", "0"), ("-n is 0", "expected at least 1")),
     "steps that are no numbers": (("--steps", "many"), ("--steps is 'many'", "expected whole numbers", "32,16")),
     "no steps": (("--steps", "0,4"), ("got 0 steps", "expected 1 to")),

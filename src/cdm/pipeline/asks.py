@@ -43,7 +43,8 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
         return class_names.index(name)
     if not class_names:
         raise UserError(f"got class {name!r}, but this cascade was trained without classes: leave --class out.")
-    near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
+    alike = [known for known in class_names if known.lower() == name.lower()]
+    near = alike or difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
     shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
     raise UserError(f"unknown class {name!r}; expected one of {shown}: did you mean {near[0]!r}?")
 

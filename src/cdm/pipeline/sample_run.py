@@ -101,7 +101,7 @@ def sample_to_files(
     }
     files = _Files(cascade, asks, out, seed, told)
     kept = bytearray(len(asks)) if force else files.kept()
-    if any(kept):
+    if any(kept) and not all(kept):
         say(f"{sum(kept):,} of {counted(len(asks), 'image')} are there from an earlier call; going on with the rest")
     make_folder(out)
     for label in asks.labels:
