@@ -4,9 +4,14 @@
 
 Arms: ``fast`` (the best of a tuned run's front within 16 evaluations of the base and 8 of the SR stage, or the default
 samplers at these numbers), ``reference`` (ancestral, 256 steps per stage) and, on the base alone, 1000 steps. All have
-the same seeds and classes. Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images
-are added by another ``-n``. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the interval
-of a paired bootstrap (cdm.evaluate.frechet_ratio).
+the same seeds and classes, and those that draw noise in their steps follow one path of it: the noise of a long step is
+what the reference draws on the way, put together. It is standard normal like any other, and the images come out alike,
+so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2008). For that, a fast arm's levels are the nearest
+of the reference's.
+
+Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
+``-n``. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
+(cdm.evaluate.frechet_ratio).
 """
 
 from __future__ import annotations
@@ -17,31 +22,43 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
 
 from cdm.artifacts import load_json, make_folder, save_json
 from cdm.cascade import image_seed
 from cdm.cli.progress import counting_progress
-from cdm.conditioning import upsample
+from cdm.conditioning import quantise, upsample
 from cdm.config import SamplingConfig, from_dict, to_dict
 from cdm.data.pixels import FULL_8, to_float
+from cdm.errors import UserError
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.frechet_ratio import frechet_log_ratio, frechet_ratio
 from cdm.evaluate.intervals import Estimate
+from cdm.noise.process import posterior_coefficients
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress, to_bytes
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.judge import Judge, open_judge
 from cdm.pipeline.tune_search import Candidate
 from cdm.pipeline.tune_trials import StageTrials
+from cdm.rng import Purpose, Rng
 from cdm.runtime import set_threads
+from cdm.samplers import SAMPLERS, drain, make_grid
+from cdm.samplers.base import clip_to_range
+from cdm.settings import of_stage, stage_grid
+from cdm.stage import Stage
+from cdm.types import Cond, Image, Labels
 
+Levels = Float64[Tensor, " n"]
 BLOCK = 128
 FAST, REFERENCE, LONG = (16, 8), 256, 1000
 TIMED = 64
@@ -49,11 +66,13 @@ TIMED = 64
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings under a name. last: the last stage that runs."""
+    """Settings under a name. last: the last stage that runs. path_of: steps of the ancestral run whose path of noise it
+    follows; 0: none."""
 
     name: str
     settings: SamplingConfig
     last: int
+    path_of: int = 0
 
 
 def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> list[Arm]:
@@ -62,7 +81,7 @@ def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> li
     top = len(cascade.stages) - 1
     ancestral = cascade.settings(sampler="ddpm", grid="logsnr", steps=(reference,) * (top + 1))
     return [
-        Arm("fast", fast_settings(judge, fronts, seed), top),
+        Arm("fast", on_the_way(fast_settings(judge, fronts, seed), judge, reference), top, path_of=reference),
         Arm("reference", ancestral, top),
         Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
     ]
@@ -98,12 +117,62 @@ def fast_settings(judge: Judge, fronts: Path, seed: int) -> SamplingConfig:
     return settings
 
 
+# ---- one path of noise -----------------------------------------------------------------------------------------------
+
+
+def shares(fine: Levels, coarse: Levels) -> list[dict[int, float]]:
+    """What the normals of the ancestral steps along ``fine`` count for in each step of ``coarse``, whose levels are all
+    among them: with x0_hat held, all the small steps together are the long one (each is the posterior of the next
+    level). The squares of a step's shares add up to 1. A step to +inf draws nothing."""
+    places = [int((fine - level).abs().argmin()) for level in coarse[:-1]]
+    found = []
+    for begin, end in pairwise(places):
+        from_x_t, _, small, _ = posterior_coefficients(fine[begin:end], fine[begin + 1 : end + 1])
+        after = torch.flip(torch.cumprod(torch.flip(from_x_t, [0]), 0), [0]) / from_x_t  # of all later steps
+        own = (small / 2).exp() * after
+        found.append(dict(zip(range(begin, end), (own / own.norm()).tolist(), strict=True)))
+    return [*found, {}]
+
+
+def on_the_way(settings: SamplingConfig, judge: Judge, steps: int) -> SamplingConfig:
+    """The same with each stage's levels moved to the nearest that ``steps`` even ones have."""
+    levels = []
+    for stage in judge.cascade.stages:
+        own = stage_grid(stage, settings, settings.steps[stage.index], None)[:-1]
+        fine = make_grid(*stage.denoiser.logsnr_range, steps)[:-1]
+        levels.append(tuple(fine[(fine[None] - own[:, None]).abs().argmin(1).unique()].tolist()))
+    return replace(settings, grid="tuned", levels=tuple(levels), steps=tuple(map(len, levels)))
+
+
+def sample_on_the_way(
+    stage: Stage, cond: Cond, seeds: Int64[Tensor, " b"], settings: SamplingConfig, steps: int
+) -> Image:
+    """``run_stage`` with the noise that the reference of ``steps`` steps draws."""
+    rng, grid = Rng(0, stage.index), stage_grid(stage, settings, settings.steps[stage.index], None)
+    parts = shares(make_grid(*stage.denoiser.logsnr_range, steps)[:-1], grid)
+
+    def noise(i: int) -> Image:
+        total = torch.zeros(len(seeds), *stage.shape, device=seeds.device)
+        for k, share in parts[i].items():
+            total.add_(rng.normal(Purpose.SAMPLER_NOISE, seeds, stage.shape, step=k), alpha=share)
+        return total
+
+    sampler = SAMPLERS[of_stage(settings.sampler, stage.index)]
+    x = rng.normal(Purpose.START_NOISE, seeds, stage.shape)
+    made = drain(sampler(stage.denoiser, x, grid, cond, clip=clip_to_range if settings.clip else None, noise=noise))
+    return quantise(made, stage.levels)
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
 class Features:
     """Of one arm, block by block on the disk: ``[n, D]`` of the base, and of the last stage that runs."""
 
     def __init__(self, judge: Judge, arm: Arm, seed: int, folder: Path) -> None:
         self.arm, self._judge, self._seed = arm, judge, seed
-        named = (judge.cascade.hash, to_dict(arm.settings), arm.last, seed, judge.extractor.hash)
+        named = [judge.cascade.hash, to_dict(arm.settings), arm.last, seed, judge.extractor.hash]
+        named += [arm.path_of] if arm.path_of else []
         self._folder = make_folder(folder / f"{arm.name.replace(', ', '-')}-{key_of(*named)[:12]}")
 
     def _path(self, block: int) -> Path:
@@ -115,15 +184,19 @@ class Features:
     @torch.no_grad()
     def make(self, block: int, progress: Progress) -> None:
         cascade, start = self._judge.cascade, block * BLOCK
-        seeds = [image_seed(self._seed, i) for i in range(start, start + BLOCK)]
-        labels = None if self._judge.labels is None else self._judge.labels[start : start + BLOCK].tolist()
-        sampled = cascade.sample(
-            labels, seeds, settings=self.arm.settings, stop_after=self.arm.last, batch_size=BLOCK,
-            progress=lambda stage, done, of, _: progress(f"{self.arm.name}, block {block}, stage {stage}", done, of),
-        )  # fmt: skip
+        seeds = torch.tensor([image_seed(self._seed, i) for i in range(start, start + BLOCK)])
+        labels = None if self._judge.labels is None else torch.from_numpy(self._judge.labels[start : start + BLOCK])
+        what = f"{self.arm.name}, block {block}"
+        if self.arm.path_of:
+            made = self._on_the_way(seeds, labels, lambda done, of: progress(what, done, of))
+        else:
+            made = cascade.sample(
+                labels, seeds, settings=self.arm.settings, stop_after=self.arm.last, batch_size=BLOCK,
+                progress=lambda stage, done, of, _: progress(f"{what}, stage {stage}", done, of),
+            ).images  # fmt: skip
         size = cascade.config.sizes[-1]
         rows = []
-        for images in (sampled.images[0], sampled.images[-1]):
+        for images in (made[0], made[-1]):
             stored = to_bytes(images, self.arm.name)
             shown = stored if stored.shape[-1] == size else to_bytes(upsample(to_float(stored, FULL_8), size), "base")
             rows.append(self._judge.extractor(shown).by_name()["main"].numpy())
@@ -131,6 +204,21 @@ class Features:
         with open(part, "wb") as file:
             np.save(file, np.stack(rows))
         os.replace(part, self._path(block))
+
+    def _on_the_way(
+        self, seeds: Int64[Tensor, " b"], labels: Labels | None, progress: Callable[[int, int], None]
+    ) -> list[Image]:
+        cascade, made = self._judge.cascade, list[Image]()
+        stages, on_device = cascade.stages[: self.arm.last + 1], seeds.to(cascade.device)
+        for stage in stages:
+            progress(stage.index, len(stages))
+            own = stage.check_labels(labels, len(seeds))
+            cond = Cond(None if own is None else own.to(cascade.device))
+            if made:
+                aug_logsnr = stage.aug_logsnr(self.arm.settings.aug_level[stage.index - 1])
+                cond, _ = stage.condition(made[-1], cond.labels, aug_logsnr, Rng(0, stage.index), seeds)
+            made.append(sample_on_the_way(stage, cond, on_device, self.arm.settings, self.arm.path_of))
+        return made
 
     def rows(self, count: int, which: int) -> np.ndarray:
         """which: 0 the base, 1 the last stage."""
@@ -198,7 +286,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
+    try:
+        run(parse(argv))
+    except UserError as error:
+        raise SystemExit(f"few_evaluations: {error}") from error
+
+
+def run(options: argparse.Namespace) -> None:
     if options.data is None:
         print("few_evaluations is skipped: no --data names the real images that its distances are measured to.")
         return

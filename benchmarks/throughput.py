@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -215,7 +216,7 @@ def chosen(names: str) -> list[Case]:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.rounds < 1 or options.seconds <= 0:
+    if options.rounds < 1 or not 0 < options.seconds < math.inf:
         raise UserError(
             f"got --rounds {options.rounds} and --seconds {options.seconds:g}; expected at least 1 and above 0."
         )
@@ -234,11 +235,13 @@ def run(options: argparse.Namespace) -> None:
         "cases": {},
     }
     left_out: set[str] = set()
+    short_name = torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type
+    out = options.out or Path(f"benchmarks/results/throughput-{short_name}.json")  # as readme_table.py reads it
     for case in cases:
         results["cases"][case.name] = measure(case, device, peers, left_out, options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {options.out}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten to {out}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -250,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="compiled diffusers too (minutes)")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.json"))
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/throughput-DEVICE.json")
     try:
         run(parser.parse_args(argv))
     except UserError as error:

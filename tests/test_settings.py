@@ -26,6 +26,7 @@ def test_one_name_for_all_or_one_for_each(cascade: Cascade) -> None:
     assert [of_stage(one.sampler, k) for k in range(3)] == ["ddim"] * 3
     assert [of_stage(each.sampler, k) for k in range(3)] == ["ddim", "heun", "ddpm"]
     assert cascade.settings(sampler="ddim,ddim,ddim") == one
+    assert cascade.settings(sampler="ddim, heun,ddpm ").sampler == "ddim,heun,ddpm"
     got = [stage_grid(stage, each, 5, None) for stage in cascade.stages]
     for grid, stage, spacing in zip(got, cascade.stages, ("edm", "logsnr", "cosine"), strict=True):
         shift = stage.config.schedule.shift

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from cdm.cascade import Cascade
+from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.extractors.domain import cached_domain
 from cdm.evaluate.stats import FeatureStats
@@ -131,6 +132,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    try:
+        run(options)
+    except UserError as error:
+        raise SystemExit(f"paper.run: {error}") from error
+
+
+def run(options: argparse.Namespace) -> None:
     set_threads(options.threads)
     if options.what == "train":
         for arm in options.arms:

@@ -50,8 +50,7 @@ def build(case: Case, device: torch.device, dtype: torch.dtype) -> Stage:
 
 def contender(case: Case, device: torch.device, dtype: torch.dtype) -> Contender:
     """The update that ``cdm train`` makes: it also draws its own noise and levels, and reads its counters late."""
-    stage, still = (build(case, device, dtype) for _ in range(2))
-    still.net.eval().requires_grad_(False)
+    stage, still = build(case, device, dtype), build(case, device, dtype).for_sampling()
     trainee, rng = Trainee(stage), Rng(0)
     x, logsnr, _ = inputs(case, device)
     batch = Batch(x, None, torch.arange(case.batch, device=device))

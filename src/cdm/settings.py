@@ -144,7 +144,7 @@ def _most_steps(config: CascadeConfig) -> list[int]:
 
 
 def _names(what: str, given: str, known: Sequence[str], config: CascadeConfig) -> str:
-    each, count = given.split(","), len(config.stages)
+    each, count = [name.strip() for name in given.split(",")], len(config.stages)
     for name in each:
         if name not in known:
             raise UserError(f"unknown {what} {name!r}; expected one of {', '.join(known)}.")
@@ -187,7 +187,7 @@ def _aug_levels(config: CascadeConfig, own: SamplingConfig, asked: float | Seque
         raise UserError(f"got the augmentation level {asked!r}; expected numbers from 0 to 1.") from None
     if len(levels) != len(stages):
         raise UserError(
-            f"got {len(levels)} augmentation levels for {len(stages)} SR stages; give one, or one for each."
+            f"got {len(levels)} augmentation levels, but the number of SR stages is {len(stages)}; give one, or one for each."
         )
     for stage, level in zip(stages, levels, strict=True):
         if not 0 <= level <= 1:

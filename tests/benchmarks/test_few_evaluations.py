@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.e2e.conftest import CLASSES, write_images
 from tests.fakes import random_cascade, save_run, stage_config
 
@@ -12,6 +13,7 @@ from benchmarks import few_evaluations
 from cdm.artifacts import save_json
 from cdm.evaluate import frechet_ratio
 from cdm.evaluate.extractors import domain
+from cdm.noise.process import posterior_coefficients
 
 SAME = {"sampler": "ddpm", "grid": "logsnr", "evaluations": 2}
 
@@ -59,7 +61,11 @@ def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
     save_json(tmp_path / "fronts.json", {"stages": [{"front": [SAME]}, {"front": [SAME]}]})
     options = ("--fronts", str(tmp_path / "fronts.json"))
     result = measure(*options)
-    assert result["settings"]["fast"] == result["settings"]["reference"] != result["settings"]["base, long"]
+    fast, reference, long = (result["settings"][name] for name in ("fast", "reference", "base, long"))
+    assert (
+        all(fast[name] == reference[name] for name in ("sampler", "steps", "aug_level", "clip")) and long != reference
+    )
+    assert [len(levels) for levels in fast["levels"]] == reference["steps"]  # the reference's own
     figures = result["figures"]
     assert figures["base"].keys() == {"fast", "reference", "base, long"}
     assert figures["cascade"].keys() == {"fast", "reference"}
@@ -74,6 +80,27 @@ def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
     monkeypatch.setattr(few_evaluations.Features, "make", lambda *_: pytest.fail("made again"))
     again = measure(*options, "--no-timing")
     assert again["figures"] == figures and "wall_clock" not in again
+
+
+def test_small_steps_along_a_path_are_one_long_step_with_its_noise_put_together() -> None:
+    """With x0_hat held, in closed form: every level of the coarse grid is reached at the same point."""
+    fine = torch.linspace(-9, 11, 41, dtype=torch.float64)
+    coarse = torch.cat([fine[[0, 1, 7, 8, 30, 40]], torch.tensor([torch.inf], dtype=torch.float64)])
+    parts, (x, x0, *normals) = few_evaluations.shares(fine, coarse), torch.randn(42, 50, dtype=torch.float64)
+    assert parts[-1] == {} and parts[0] == {0: 1.0}
+    path = [x]
+    for k, z in enumerate(normals):
+        path.append(step(path[-1], x0, z, fine[k], fine[k + 1]))
+    for i, part in enumerate(parts[:-1]):
+        assert sum(share**2 for share in part.values()) == pytest.approx(1)
+        noise = sum(share * normals[k] for k, share in part.items())
+        x = step(x, x0, torch.as_tensor(noise), coarse[i], coarse[i + 1])
+        torch.testing.assert_close(x, path[int((fine == coarse[i + 1]).nonzero())], atol=1e-9, rtol=1e-9)
+
+
+def step(x: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, at: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    from_x_t, from_x0, small, _ = posterior_coefficients(at, to)
+    return from_x_t * x + from_x0 * x0 + (small / 2).exp() * noise
 
 
 def test_without_data_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,9 @@ def test_an_interrupted_call_goes_on_where_it_stopped(sampled, trained, tmp_path
     succeeded(run(*again), "3 of 4 images are there from an earlier call", "4 images in", "grid.png")
     assert lost.read_bytes() == bytes_of_lost and kept.stat().st_mtime_ns == before
     succeeded(run(*again), "nothing to do: 4 images")
+    (out / "grid.png").unlink()
+    succeeded(run(*again), "all images are there; their sheet is now in", "grid.png")
+    assert (out / "grid.png").exists()
     succeeded(run(*again[:3], 3, *again[4:]), "4 of 6 images are there", "grid-2.png")
 
 
@@ -130,6 +133,7 @@ def test_again_of_a_file_it_did_not_write_is_refused(make, tmp_path):
 def test_again_beside_other_settings_is_refused(sampled):
     path = sampled / "dog" / "dog-seed0-00001.png"
     refused(run("sample", "--again", path, "--steps", "9"), "--steps beside --again", "leave --steps out")
+    refused(run("sample", "--again", path, "--batch-size", "9"), "makes one image", "leave --batch-size out")
 
 
 REFUSED = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdm.nn.fused_norm import group_norm_act
+from cdm.nn.fused_norm import _bf16_statistics, group_norm_act
 from cdm.nn.layers import Norm, attend, double, halve, sinusoids
 
 
@@ -33,19 +33,35 @@ def test_fused_norm_equals_plain_operations_with_gradients(groups: int, act: boo
         torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9)
 
 
-def test_fused_norm_in_bfloat16_is_as_near_float32_as_torch() -> None:
-    """Channel means five times their deviation; both round at 2^-9 relative."""
-    low = norm_inputs(torch.bfloat16, (4, 32, 16, 16))
+@pytest.mark.parametrize("side", [16, 32])
+def test_fused_norm_in_bfloat16_is_as_near_float32_as_torch(side: int) -> None:
+    """Channel means five times their deviation; both round at 2^-9 relative. Statistics come from other kernels at
+    each of the two sizes."""
+    low = norm_inputs(torch.bfloat16, (4, 32, side, side))
     exact = [low[0].float(), *low[1:]]
     results = []
     for inputs, f in ((exact, plain_norm), (low, plain_norm), (low, lambda *a: group_norm_act(*a[:4], act=a[4]))):
         leaves = [t.clone().requires_grad_() for t in inputs]
         out = f(*leaves, 8, True)
-        out.backward(torch.ones_like(out) * torch.linspace(-1, 1, 16, dtype=out.dtype))
+        out.backward(torch.ones_like(out) * torch.linspace(-1, 1, side, dtype=out.dtype))
         results.append([out.detach().float(), *(t.grad.float() for t in leaves)])
     for want, torchs, ours in zip(*results, strict=True):
         error, limit = (ours - want).norm(), (torchs - want).norm()
         assert error < max(2 * limit, 0.005 * want.norm())
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 5, 3), (2, 24, 40, 32)])
+@pytest.mark.parametrize("groups", [1, 6, 24])
+def test_bfloat16_statistics_hold_where_the_mean_is_far_off(shape: tuple[int, ...], groups: int) -> None:
+    """Means of 30 deviations, where a pixel of bfloat16 is a tenth of a deviation off; sums of squares that are
+    rounded to bfloat16 would leave nothing."""
+    x = torch.tensor([30.0, -30.0]).repeat(shape[1] // 2).view(-1, 1, 1) + torch.randn(shape)
+    x = x.bfloat16().to(memory_format=torch.channels_last)
+    mean, rstd = _bf16_statistics(x, x.permute(0, 2, 3, 1).flatten(1, 2), groups, 1e-5)
+    values = x.double().reshape(shape[0], groups, -1)
+    torch.testing.assert_close(mean[..., 0].double(), values.mean(2), atol=1e-3, rtol=1e-5)
+    want = (values.var(2, correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd[..., 0].double(), want, atol=0, rtol=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["group", "layer"])

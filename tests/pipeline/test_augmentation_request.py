@@ -65,7 +65,7 @@ def test_one_level_is_the_only_one_trained_and_the_default_of_sampling() -> None
 @pytest.mark.parametrize(
     ("sizes", "options", "words"),
     [
-        ((8, 16), {"kind": "blur,none"}, "--augmentation has 2 entries; expected one, or one for each of the 1 SR"),
+        ((8, 16), {"kind": "blur,none"}, "--augmentation has 2 entries, but this cascade has 1 SR stage; expected one"),
         ((8, 16, 32), {"levels": "0.1,0.2,0.3"}, "--aug-levels has 3 entries"),
         ((8, 16), {"kind": "blur", "levels": "0:0.2"}, "got --aug-levels, but no stage is trained with noise"),
         ((8, 16), {"kind": "none", "density": "s"}, "got --aug-density, but no stage is trained with noise"),
@@ -75,3 +75,9 @@ def test_one_level_is_the_only_one_trained_and_the_default_of_sampling() -> None
 def test_refused(sizes: tuple[int, ...], options: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         with_augmentation(recipe(*sizes), asked(**options))
+
+
+@pytest.mark.parametrize(("levels", "words"), [("0", "use --augmentation none"), ("0.1,1:1", "below 1, as 0.2")])
+def test_a_fixed_level_of_nothing_or_of_noise_alone_is_refused(levels: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        asked(levels=levels)

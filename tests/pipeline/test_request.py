@@ -77,6 +77,14 @@ def test_what_does_not_change_the_run_may_change() -> None:
         check_same(STORED, replace(FIRST, **{name: value}))
 
 
+def test_levels_are_compared_as_numbers() -> None:
+    first = replace(FIRST, aug_levels=("0:0.5", "0:0.5"))
+    stored = {**STORED, "options": first.fixed()}
+    check_same(stored, replace(first, aug_levels=("0.0:0.50",)))
+    with pytest.raises(UserError, match=r"--aug-levels 0:0\.5,0:0\.5, now it is 0:0\.4"):
+        check_same(stored, replace(first, aug_levels=("0:0.4",)))
+
+
 def test_every_option_is_either_fixed_or_known_to_be_free() -> None:
     """A new option must be put on one of the two sides."""
     free = {"data", "out", "images", "minutes", "stage", "device", "precision", "threads", "keep", "command"}

@@ -11,9 +11,10 @@ from cdm.artifacts import load_tensors, weights_hash
 from cdm.cascade import load_config
 from cdm.cli.options import Info
 from cdm.cli.say import say
-from cdm.config import CascadeConfig, StageConfig
+from cdm.config import CascadeConfig, SamplingConfig, StageConfig
 from cdm.errors import UserError
 from cdm.nn.flops import count_flops, count_parameters
+from cdm.settings import QUALITIES, make_settings
 
 BOUND_IMAGES = 64
 
@@ -31,11 +32,9 @@ def run_info(options: Info) -> None:
         + (f"{config.num_classes} classes: {classes}" if classes else "no classes")
     )
     Console().print(_table(run, config))
-    sampling = config.sampling
-    say(
-        f"sampling by default: {sampling.sampler}, steps {_listed(sampling.steps, '32 and then 16')}, "
-        f"augmentation level {_listed(sampling.aug_level, '0.2')}, hand-over {sampling.hand_over}"
-    )
+    say(f"sampling by default: {_words(make_settings(config))}")
+    for quality in QUALITIES if config.qualities else ():
+        say(f"--quality {quality}: {_words(make_settings(config, quality=quality))}")
     if options.bits_per_dim is not None:
         from cdm.pipeline.bits import bits_per_dim  # imports the data readers
 
@@ -86,5 +85,12 @@ def _weights(folder: Path) -> tuple[str, str]:
     return f"{meta.get('images_seen', 0):,} images", weights_hash(tensors)
 
 
-def _listed(values: tuple[float, ...], default: str) -> str:
-    return ", ".join(f"{value:g}" for value in values) or default
+def _words(settings: SamplingConfig) -> str:
+    """All that a call takes unless it says otherwise."""
+    told = [settings.sampler, f"grid {settings.grid}", f"evaluations {'+'.join(map(str, settings.steps))}"]
+    if settings.aug_level:
+        told += [f"augmentation level {', '.join(f'{level:g}' for level in settings.aug_level)}"]
+        told += [f"hand-over {settings.hand_over}"]
+    if settings.threshold:
+        told.append(f"dynamic thresholding at {settings.threshold:g}")
+    return ", ".join(told)

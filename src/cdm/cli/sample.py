@@ -82,8 +82,9 @@ def _again(options: Sample, path: str) -> None:
         )
     precision = made.precision if options.precision == "auto" else options.precision
     cascade = Cascade.load(
-        run, weights=made.weights, device=options.device, precision=precision, stages=range(made.stage + 1)
-    )
+        run, weights=made.weights, device=options.device, precision=precision, stages=range(made.stage + 1),
+        offload=options.offload,
+    )  # fmt: skip
     if cascade.hash != made.weights_hash:
         raise UserError(
             f"{path} was made with the weights {made.weights_hash}, {run} holds {cascade.hash} now; "
@@ -105,10 +106,11 @@ def _again(options: Sample, path: str) -> None:
 
 
 def _refuse_settings(options: Sample) -> None:
-    """What the file itself tells must not be given beside ``--again``."""
+    """What the file itself tells, and what is of many images, must not be given beside ``--again``."""
     told = (
         "class_names",
         "num",
+        "batch_size",
         "seed",
         "quality",
         "steps",
@@ -124,6 +126,6 @@ def _refuse_settings(options: Sample) -> None:
         if field.name in told and getattr(options, field.name) != field.default:
             flag = "class" if field.name == "class_names" else field.name.replace("_", "-")
             raise UserError(
-                f"got --{flag} beside --again; expected none of what the file tells itself: leave --{flag} out, "
+                f"got --{flag} beside --again, which makes one image as its file tells; leave --{flag} out, "
                 "or sample a new image without --again."
             )

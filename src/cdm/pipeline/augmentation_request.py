@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from cdm.config import AugmentationConfig, CascadeConfig, StageConfig
 from cdm.errors import UserError
+from cdm.train.log import counted
 
 HINTS = typing.get_type_hints(AugmentationConfig)
 KINDS: tuple[str, ...] = typing.get_args(HINTS["kind"])
@@ -31,7 +32,13 @@ class AugmentationRequest:
                 if name not in known:
                     raise UserError(f"--{flag} is {name!r}; expected one of {', '.join(known)}.")
         for text in self.levels or ():
-            parse_levels(text, "--aug-levels")
+            match parse_levels(text, "--aug-levels"):
+                case (0, 0):
+                    raise UserError(f"--aug-levels is {text!r}, no noise at all; expected a level above 0: for no "
+                                    "augmentation use --augmentation none.")  # fmt: skip
+                case (1, 1):
+                    raise UserError(f"--aug-levels is {text!r}, noise in place of the low-res image; expected a level "
+                                    "below 1, as 0.2.")  # fmt: skip
 
 
 def parse_levels(text: str, flag: str) -> tuple[float, float]:
@@ -73,7 +80,10 @@ def _each(flag: str, given: Sequence[str] | None, count: int) -> Sequence[str | 
     if given is None:
         return [None] * count
     if len(given) not in (1, count):
-        raise UserError(f"--{flag} has {len(given)} entries; expected one, or one for each of the {count} SR stages.")
+        raise UserError(
+            f"--{flag} has {len(given)} entries, but this cascade has {counted(count, 'SR stage')}; expected one entry, "
+            "or one for each."
+        )
     return list(given) * (count if len(given) == 1 else 1)
 
 

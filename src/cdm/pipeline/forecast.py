@@ -84,11 +84,12 @@ def warning(prepared: Prepared, told: Forecast) -> str | None:
         return None
     optim = prepared.config.stages[stage.index].optim
     at_once = min(optim.micro_batch or optim.batch_size, optim.batch_size)
-    mend = f"give a --batch-size below {at_once}"
+    mend = f"give a --batch-size below {at_once}, and look at --dry-run again"
     if at_once == 1 or slack * 4 * COPIES * stage.parameters > told.free:  # the weights alone are too much
         mend = "no --batch-size helps: take a smaller recipe or another machine"
+    of_it = f" ({slack:g} times its tensors, as a process takes on a CPU)" if slack > 1 else ""
     return (
-        f"warning: stage {prepared.stage_name(stage.index)} needs about {_gib(slack * stage.memory)} and "
+        f"warning: stage {prepared.stage_name(stage.index)} needs about {_gib(slack * stage.memory)}{of_it} and "
         f"{_gib(told.free)} are free on this {prepared.device.type}; {mend}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cdm.config import CascadeConfig
 from cdm.errors import UserError
-from cdm.pipeline.augmentation_request import AugmentationRequest, with_augmentation
+from cdm.pipeline.augmentation_request import AugmentationRequest, parse_levels, with_augmentation
 
 MOST_BATCH = 2**20
 
@@ -136,7 +136,7 @@ def check_place(request: TrainRequest) -> None:
 def check_same(stored: dict[str, Any], request: TrainRequest) -> None:
     """Refuse an option that differs from the run's, naming both values."""
     for name, value in request.fixed().items():
-        if _same(stored["options"].get(name)) != _same(value):
+        if _same(name, stored["options"].get(name)) != _same(name, value):
             flag, before = name.replace("_", "-"), _shown(stored["options"].get(name))
             raise UserError(
                 f"{request.out} was started with --{flag} {before}, now it is {_shown(value)}; "
@@ -160,8 +160,10 @@ def check_same_data(
             )
 
 
-def _same(value: Any) -> Any:
-    """64 for every stage is 64."""
+def _same(name: str, value: Any) -> Any:
+    """64 for every stage is 64, and the levels 0.20:0.50 are 0.2:0.5."""
+    if name == "aug_levels" and value is not None:
+        value = [parse_levels(text, "--aug-levels") for text in value]
     return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
 
 

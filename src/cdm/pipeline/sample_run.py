@@ -108,7 +108,10 @@ def sample_to_files(
         make_folder(files.path(asks.labels.index(label) * asks.count).parent)
     sampled, shown = _make(files, kept, settings, stop_after, batch_size, watch, say)
     if sampled is None:
-        say(f"nothing to do: {counted(len(asks), 'image')} in {out}")
+        told = f"nothing to do: {counted(len(asks), 'image')} in {out}"
+        if len(asks) <= GRID_LIMIT and not (out / "grid.png").exists():  # lost, or not made before a stop
+            told = f"all images are there; their sheet is now in {_save_sheet(cascade, asks, _read_back(files), out, force)}"
+        say(told)
         return files.path(0)
     saved = sum(sampled.saved_evaluations)
     sheet = ""

@@ -18,6 +18,7 @@ from cdm.evaluate.tune_report import StageFront, tune_report
 from cdm.pipeline.costs import stage_costs, told_costs
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.judge import open_judge
+from cdm.pipeline.tune_level_bench import halves
 from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Ledger, Measured, Trial, front, pick, search
 from cdm.pipeline.tune_store import store_sampling
@@ -63,6 +64,8 @@ def tune(request: TuneRequest, progress: Progress, say: Say) -> Path:
                 f"{request.data} has {judge.val.count:,} real images to compare with; expected at least {least}, or "
                 "the distance says nothing: give more."
             )
+        if "level" in request.axes:
+            halves(judge, request)  # before this axis takes its time
         searched: list[Tuned] = []
         low_res = None
         for stage in cascade.stages:
