@@ -187,7 +187,8 @@ def _aug_levels(config: CascadeConfig, own: SamplingConfig, asked: float | Seque
         raise UserError(f"got the augmentation level {asked!r}; expected numbers from 0 to 1.") from None
     if len(levels) != len(stages):
         raise UserError(
-            f"got {len(levels)} augmentation levels, but the number of SR stages is {len(stages)}; give one, or one for each."
+            f"got {len(levels)} augmentation levels, but the number of SR stages is {len(stages)}; give one, or one "
+            "for each."
         )
     for stage, level in zip(stages, levels, strict=True):
         if not 0 <= level <= 1:

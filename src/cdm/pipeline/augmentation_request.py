@@ -81,8 +81,8 @@ def _each(flag: str, given: Sequence[str] | None, count: int) -> Sequence[str | 
         return [None] * count
     if len(given) not in (1, count):
         raise UserError(
-            f"--{flag} has {len(given)} entries, but this cascade has {counted(count, 'SR stage')}; expected one entry, "
-            "or one for each."
+            f"--{flag} has {len(given)} entries, but this cascade has {counted(count, 'SR stage')}; expected one "
+            "entry, or one for each."
         )
     return list(given) * (count if len(given) == 1 else 1)
 

@@ -110,7 +110,8 @@ def sample_to_files(
     if sampled is None:
         told = f"nothing to do: {counted(len(asks), 'image')} in {out}"
         if len(asks) <= GRID_LIMIT and not (out / "grid.png").exists():  # lost, or not made before a stop
-            told = f"all images are there; their sheet is now in {_save_sheet(cascade, asks, _read_back(files), out, force)}"
+            sheet = _save_sheet(cascade, asks, _read_back(files), out, force)
+            told = f"all images are there; their sheet is now in {sheet}"
         say(told)
         return files.path(0)
     saved = sum(sampled.saved_evaluations)
