@@ -3,11 +3,11 @@
     python benchmarks/few_evaluations.py examples/letters --data VAL.zip --train-data TRAIN.zip --work DIR
 
 Arms: ``fast`` (the best of a tuned run's front within 16 evaluations of the base and 8 of the SR stage, or the default
-samplers at these numbers), ``reference`` (ancestral, 256 steps per stage) and, on the base alone, 1000 steps. All have
-the same seeds and classes, and those that draw noise in their steps follow one path of it: the noise of a long step is
-what the reference draws on the way, put together. It is standard normal like any other, and the images come out alike,
-so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2008). For that, a fast arm's levels are the nearest
-of the reference's.
+samplers at these numbers), ``reference`` (ancestral, 256 steps per stage); on the base alone 1000 steps beside 256.
+All have the same seeds and classes, and of two that are compared the shorter follows the path of the longer: the noise
+of its step is what the other draws on the way, put together. It is standard normal like any other, and the images come
+out alike, so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2008). For that, the shorter one's levels
+are the nearest of the longer one's.
 
 Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
 ``-n``. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
@@ -67,12 +67,13 @@ TIMED = 64
 @dataclass(frozen=True)
 class Arm:
     """Settings under a name. last: the last stage that runs. path_of: steps of the ancestral run whose path of noise it
-    follows; 0: none."""
+    follows; 0: none. against: the arm that it is compared with."""
 
     name: str
     settings: SamplingConfig
     last: int
     path_of: int = 0
+    against: str = ""
 
 
 def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> list[Arm]:
@@ -81,9 +82,10 @@ def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> li
     top = len(cascade.stages) - 1
     ancestral = cascade.settings(sampler="ddpm", grid="logsnr", steps=(reference,) * (top + 1))
     return [
-        Arm("fast", on_the_way(fast_settings(judge, fronts, seed), judge, reference), top, path_of=reference),
+        Arm("fast", on_the_way(fast_settings(judge, fronts, seed), judge, reference), top, reference, "reference"),
         Arm("reference", ancestral, top),
         Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
+        Arm("base, on its path", on_the_way(ancestral, judge, long), 0, long, "base, long"),
     ]
 
 
@@ -230,7 +232,7 @@ def told(estimate: Estimate) -> dict[str, Any]:
 
 
 def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
-    """Distances of all arms and ratios to the reference, on the base and on the whole cascade."""
+    """Distances of all arms and their ratios, on the base and on the whole cascade."""
     labels = None if judge.labels is None else judge.labels[:count]
     sizes = judge.cascade.config.sizes
     found: dict[str, Any] = {}
@@ -238,12 +240,12 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
         real = judge.reference(size)
         rows = {each.arm.name: each.rows(count, place) for each in made if place == 0 or each.arm.last}
         found[name] = {arm: {"distance": told(frechet_estimate(real, own))} for arm, own in rows.items()}
-        for arm, own in rows.items():
-            if arm != "reference":
-                found[name][arm]["ratio_to_reference"] = told(frechet_ratio(real, own, rows["reference"], labels))
-                log = frechet_log_ratio(real, own, rows["reference"])
-                ends = [None if end is None else math.exp(end) for end in (log.value, log.low, log.high)]
-                found[name][arm]["the_same_by_jackknife"] = dict(zip(("value", "low", "high"), ends, strict=True))
+        for arm in (each.arm for each in made if each.arm.name in rows and each.arm.against):
+            pair = rows[arm.name], rows[arm.against]
+            found[name][arm.name][f"ratio to {arm.against}"] = told(frechet_ratio(real, *pair, labels))
+            log = frechet_log_ratio(real, *pair)
+            ends = [None if end is None else math.exp(end) for end in (log.value, log.low, log.high)]
+            found[name][arm.name]["the same by jackknife"] = dict(zip(("value", "low", "high"), ends, strict=True))
     return found
 
 
@@ -309,22 +311,23 @@ def run(options: argparse.Namespace) -> None:
         )
         made = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
-        for features in made:
-            for block in features.missing(longer if features.arm.name == "base, long" else count):
+        short, long = made[:2], made[2:]
+        for features, images in [(each, count) for each in short] + [(each, longer) for each in long]:
+            for block in features.missing(images):
                 features.make(block, progress)
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
             "images": count, "seed": options.seed, "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(), "torch": torch.__version__, "device": str(judge.cascade.device),
             "settings": {arm.name: to_dict(arm.settings) for arm in planned},
-            "figures": figures(judge, made[: 3 if longer == count else 2], count),
+            "figures": figures(judge, short, count),
+            "of_the_base_alone": {"images": longer, **figures(judge, long, longer)["base"]},
         }  # fmt: skip
-        if longer != count:
-            result["figures_of_long"] = {"images": longer, **figures(judge, made, longer)}
         if not options.no_timing:
             result["wall_clock"] = wall_clock(judge, planned[0].settings, options.long, TIMED)
     save_json(options.out, result)
-    print(json.dumps({name: result[name] for name in ("figures", "wall_clock") if name in result}, indent=1))
+    told_at_once = ("figures", "of_the_base_alone", "wall_clock")
+    print(json.dumps({name: result[name] for name in told_at_once if name in result}, indent=1))
     print(f"written to {options.out}")
 
 
