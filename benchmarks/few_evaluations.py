@@ -2,8 +2,8 @@
 
     python benchmarks/few_evaluations.py examples/letters --data VAL.zip --train-data TRAIN.zip --work DIR
 
-Arms: ``fast`` (the best of a tuned run's front within 16 evaluations of the base and 8 of the SR stage, or the default
-samplers at these numbers), ``reference`` (ancestral, 256 steps per stage); on the base alone 1000 steps beside 256.
+Arms: ``fast`` (named by ``--fast``, or the best of a tuned run's front, within 16 evaluations of the base and 8 of the
+SR stage), ``reference`` (ancestral, 256 steps per stage); on the base alone 1000 steps beside 256.
 All have the same seeds and classes, and of two that are compared the shorter follows the path of the longer: the noise
 of its step is what the other draws on the way, put together. It is standard normal like any other, and the images come
 out alike, so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2008). For that, the shorter one's levels
@@ -34,7 +34,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cdm.artifacts import load_json, make_folder, save_json
-from cdm.cascade import image_seed
+from cdm.cascade import Cascade, image_seed
 from cdm.cli.progress import counting_progress
 from cdm.conditioning import quantise, upsample
 from cdm.config import SamplingConfig, from_dict, to_dict
@@ -48,7 +48,7 @@ from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress, to_bytes
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.judge import Judge, open_judge
-from cdm.pipeline.tune_search import Candidate
+from cdm.pipeline.tune_search import GRIDS, Candidate
 from cdm.pipeline.tune_trials import StageTrials
 from cdm.rng import Purpose, Rng
 from cdm.runtime import set_threads
@@ -76,22 +76,46 @@ class Arm:
     against: str = ""
 
 
-def arms(judge: Judge, fronts: Path, seed: int, reference: int, long: int) -> list[Arm]:
+def arms(judge: Judge, fast: list[Candidate], seed: int, reference: int, long: int) -> list[Arm]:
     """The fast one first: it is soon there."""
     cascade = judge.cascade
     top = len(cascade.stages) - 1
     ancestral = cascade.settings(sampler="ddpm", grid="logsnr", steps=(reference,) * (top + 1))
     return [
-        Arm("fast", on_the_way(fast_settings(judge, fronts, seed), judge, reference), top, reference, "reference"),
+        Arm("fast", on_the_way(fast_settings(judge, fast, seed), judge, reference), top, reference, "reference"),
         Arm("reference", ancestral, top),
         Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
         Arm("base, on its path", on_the_way(ancestral, judge, long), 0, long, "base, long"),
     ]
 
 
-def recorded(planned: list[Arm], folder: Path, weights: str) -> list[Arm]:
+def candidates(cascade: Cascade, asked: str | None, fronts: Path) -> list[Candidate]:
+    """One for each stage: as asked, the best of the front within ``FAST``, or DPM-Solver++ even in log-SNR."""
+    most = (FAST[0], *[FAST[1]] * (len(cascade.stages) - 1))
+    if asked is not None:
+        try:
+            each = [Candidate(sampler, grid, int(n)) for sampler, grid, n in (s.split(":") for s in asked.split(","))]
+        except ValueError:
+            each = []
+        known = all(one.sampler in SAMPLERS and one.grid in GRIDS for one in each)
+        few = all(1 <= one.evaluations <= limit for one, limit in zip(each, most, strict=False))
+        if len(each) != len(most) or not known or not few:
+            raise UserError(
+                f"--fast is {asked!r}; expected SAMPLER:GRID:EVALUATIONS for each of the {len(most)} stages, at most "
+                f"{'+'.join(map(str, most))} evaluations, of the samplers {', '.join(SAMPLERS)} and the grids "
+                f"{', '.join(GRIDS)}."
+            )
+        return each
+    if not fronts.exists():
+        return [Candidate("dpmpp", "logsnr", limit) for limit in most]
+    points = [[row for row in told["front"] if row["evaluations"] <= limit][-1]
+              for told, limit in zip(load_json(fronts)["stages"], most, strict=True)]  # fmt: skip
+    return [Candidate(point["sampler"], point["grid"], point["evaluations"]) for point in points]
+
+
+def recorded(planned: list[Arm], fast: list[Candidate], folder: Path, weights: str) -> list[Arm]:
     """As the first call had them: a grid of the stage's own is measured, and rounding differs between machines."""
-    path = make_folder(folder) / f"fast-{weights[:12]}.json"
+    path = make_folder(folder) / f"fast-{key_of(weights, [each.words for each in fast])[:12]}.json"
     if path.exists():
         planned[0] = replace(planned[0], settings=from_dict(SamplingConfig, load_json(path)["settings"], str(path)))
     else:
@@ -99,16 +123,12 @@ def recorded(planned: list[Arm], folder: Path, weights: str) -> list[Arm]:
     return planned
 
 
-def fast_settings(judge: Judge, fronts: Path, seed: int) -> SamplingConfig:
+def fast_settings(judge: Judge, fast: list[Candidate], seed: int) -> SamplingConfig:
+    """Every stage's candidate; a grid of its own is measured on images of the stages below."""
     cascade = judge.cascade
-    most = (FAST[0], *[FAST[1]] * (len(cascade.stages) - 1))
-    settings = cascade.settings(sampler="dpmpp", grid="logsnr", steps=most)
-    if not fronts.exists():
-        return settings
+    settings = cascade.settings(sampler="dpmpp", grid="logsnr", steps=tuple(each.evaluations for each in fast))
     labels, low_res = None if judge.labels is None else judge.labels[:BLOCK], None
-    for stage, told, limit in zip(cascade.stages, load_json(fronts)["stages"], most, strict=True):
-        point = [row for row in told["front"] if row["evaluations"] <= limit][-1]
-        candidate = Candidate(point["sampler"], point["grid"], point["evaluations"])
+    for stage, candidate in zip(cascade.stages, fast, strict=True):
         trials = StageTrials(
             cascade, stage.index, settings, judge.extractor, judge.reference(stage.config.size), labels, seed,
             BLOCK, low_res, "", lambda *_: None,
@@ -143,7 +163,7 @@ def on_the_way(settings: SamplingConfig, judge: Judge, steps: int) -> SamplingCo
         own = stage_grid(stage, settings, settings.steps[stage.index], None)[:-1]
         fine = make_grid(*stage.denoiser.logsnr_range, steps)[:-1]
         levels.append(tuple(fine[(fine[None] - own[:, None]).abs().argmin(1).unique()].tolist()))
-    return replace(settings, grid="tuned", levels=tuple(levels), steps=tuple(map(len, levels)))
+    return replace(settings, grid="tuned", levels=tuple(levels))
 
 
 def sample_on_the_way(
@@ -274,6 +294,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=2048, help=f"images per arm, a multiple of {BLOCK}")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--fronts", type=Path, help="of a tuned run (RUN/tuning/fronts.json)")
+    parser.add_argument(
+        "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/few-evaluations"), help="features are kept here")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
@@ -303,12 +326,11 @@ def run(options: argparse.Namespace) -> None:
         subject=str(options.run), data=options.data, train_data=options.train_data, out=options.work,
         num=options.n, seed=options.seed, device=options.device,
     )  # fmt: skip
-    fronts = options.fronts or options.run / "tuning" / "fronts.json"
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
-        planned = recorded(
-            arms(judge, fronts, options.seed, options.reference, options.long), options.work, judge.cascade.hash
-        )
+        fast = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
+        planned = arms(judge, fast, options.seed, options.reference, options.long)
+        planned = recorded(planned, fast, options.work, judge.cascade.hash)
         made = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = made[:2], made[2:]

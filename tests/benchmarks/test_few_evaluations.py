@@ -102,6 +102,19 @@ def step(x: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, at: torch.Tenso
     return from_x_t * x + from_x0 * x0 + (small / 2).exp() * noise
 
 
+@pytest.mark.parametrize(
+    "fast", ["dpmpp:edm:4", "dpmpp:edm:17,dpmpp:edm:8", "dpm:edm:4,dpmpp:edm:8", "dpmpp:4,dpmpp:2"]
+)
+def test_a_fast_arm_that_cannot_be_is_one_sentence(fast: str, measure: Any) -> None:
+    with pytest.raises(SystemExit, match="expected SAMPLER:GRID:EVALUATIONS for each of the 2 stages, at most 16"):
+        measure("--fast", fast)
+
+
+def test_a_fast_arm_by_name(measure: Any) -> None:
+    settings = measure("--fast", "dpmpp:profile:3,heun:edm:3", "--no-timing")["settings"]["fast"]
+    assert settings["sampler"] == "dpmpp,heun" and [len(levels) for levels in settings["levels"]] == [2, 2]
+
+
 def test_without_data_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     few_evaluations.main([])
     assert "skipped: no --data" in capsys.readouterr().out
