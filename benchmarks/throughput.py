@@ -33,7 +33,7 @@ import torch
 from peers import guided_diffusion, ours, training
 from peers.bounds import convolutions_alone, matmul_peak
 from peers.cases import CASES, Case, Contender, inputs, wake
-from peers.roster import OtherPeer, Present, folders, present, release, short
+from peers.roster import PEERS, OtherPeer, Present, folders, present, release, short
 from peers.timing import alternate, counted, parameters, spread
 from torch import nn
 
@@ -215,6 +215,16 @@ def chosen(names: str) -> list[Case]:
     return [case for name, case in known.items() if name in names.split(",")]
 
 
+def without(peers: Present, names: list[str]) -> Present:
+    for name in names:
+        if name not in PEERS:
+            raise UserError(f"unknown peer {name!r} in --without; expected some of {', '.join(PEERS)}.")
+    return Present(
+        [peer for peer in peers.same if peer.name not in names],
+        [peer for peer in peers.others if peer.name not in names],
+    )
+
+
 def run(options: argparse.Namespace) -> None:
     if options.rounds < 1 or not 0 < options.seconds < math.inf:
         raise UserError(
@@ -222,7 +232,7 @@ def run(options: argparse.Namespace) -> None:
         )
     cases, brought = chosen(options.cases), folders(options.peer)
     device, threads = choose_device(options.device), set_threads(options.threads)
-    peers = present(brought, options.compile, say)
+    peers = without(present(brought, options.compile, say), options.without.split(",") if options.without else [])
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
     results: dict[str, Any] = {
         "device": machine(device),
@@ -247,6 +257,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--peer", action="append", default=[], metavar="guided-diffusion=PATH")
+    parser.add_argument("--without", metavar="PEER,..", help="not these: all of the largest case need over 24 GB")
     parser.add_argument("--cases", default="base64-32px,base32-16px", help=", ".join(c.name for c in CASES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")

@@ -19,6 +19,7 @@ from peers import diffusers_unet, guided_diffusion, own_nets
 from peers.cases import Case, Contender
 
 BROUGHT = ("guided-diffusion",)
+PEERS = (*BROUGHT, "diffusers", "denoising-diffusion-pytorch", "imagen-pytorch")
 
 
 @dataclass(frozen=True)

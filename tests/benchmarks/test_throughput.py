@@ -152,6 +152,12 @@ def test_a_compiler_that_fails_is_done_without(
 
 
 @pytest.mark.usefixtures("no_bounds")
+def test_a_peer_that_is_not_wanted_is_left_out(tmp_path: Path) -> None:
+    case = measure(tmp_path, "--without", "diffusers")
+    assert case["same"] == {} and len(case["train"]["images_per_s"]) == 1
+
+
+@pytest.mark.usefixtures("no_bounds")
 def test_a_folder_without_the_peer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = measure(tmp_path, "--peer", f"guided-diffusion={tmp_path}")
     assert f"guided-diffusion is skipped: {tmp_path} has no guided_diffusion/unet.py.\n" in capsys.readouterr().out
@@ -177,6 +183,8 @@ def test_a_package_that_is_not_installed_is_told(
         ("--peer mine=.", "--peer is 'mine=.'; expected guided-diffusion=PATH"),
         ("--peer guided-diffusion", "--peer is 'guided-diffusion'; expected guided-diffusion=PATH"),
         ("--rounds 0", "got --rounds 0 and --seconds 1; expected at least 1 and above 0"),
+        ("--seconds nan", "got --rounds 7 and --seconds nan; expected at least 1 and above 0"),
+        ("--without diffuser", "unknown peer 'diffuser' in --without; expected some of guided-diffusion, diffusers,"),
         ("--device abacus", "unknown device 'abacus'"),
     ],
 )
