@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
             train(run, options.data, minutes, precision, options.threads, more)
             judge, rows[name] = measure(run, options, progress)
         real = judge.reference(SIZE)
-        distance = frechet_estimate(real, rows[name])
+        distance = frechet_estimate(real, rows[name], judge.labels)
         peer = rows[name] if peer is None else peer
         ratio = None if net is build else frechet_ratio(real, rows[name], peer, judge.labels)
         found[name] = {

@@ -259,11 +259,11 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
     for place, name, size in ((0, "base", sizes[0]), (1, "cascade", sizes[-1])):
         real = judge.reference(size)
         rows = {each.arm.name: each.rows(count, place) for each in made if place == 0 or each.arm.last}
-        found[name] = {arm: {"distance": told(frechet_estimate(real, own))} for arm, own in rows.items()}
+        found[name] = {arm: {"distance": told(frechet_estimate(real, own, labels))} for arm, own in rows.items()}
         for arm in (each.arm for each in made if each.arm.name in rows and each.arm.against):
             pair = rows[arm.name], rows[arm.against]
             found[name][arm.name][f"ratio to {arm.against}"] = told(frechet_ratio(real, *pair, labels))
-            log = frechet_log_ratio(real, *pair)
+            log = frechet_log_ratio(real, *pair, labels)
             ends = [None if end is None else math.exp(end) for end in (log.value, log.low, log.high)]
             found[name][arm.name]["the same by jackknife"] = dict(zip(("value", "low", "high"), ends, strict=True))
     return found

@@ -81,6 +81,12 @@ class Lab:
     extractor: Extractor
     count: int
 
+    def labels(self, source: str, indices: np.ndarray) -> np.ndarray:
+        """Class of each image: in turn, or of the real image below it."""
+        assert self.val.labels is not None
+        own = self.val.labels.astype(np.int64)
+        return indices % (own.max() + 1) if source == GENERATED else own[indices % self.val.count]
+
     def path(self, cell: Cell, ending: str) -> Path:
         return make_folder(self.work / "cells") / f"{cell.name}{ending}"
 
@@ -120,13 +126,11 @@ class Lab:
         """uint8 at the size of the extractor's images."""
         seeds = torch.tensor([image_seed(cell.seed, int(i)) for i in indices])
         if cell.source == GENERATED:
-            labels = torch.from_numpy(indices % cascade.config.num_classes)
+            labels = torch.from_numpy(self.labels(GENERATED, indices))
             sampled = cascade.sample(labels, seeds, settings=settings, batch_size=len(seeds))
             made, evaluations = sampled.images[-1], sampled.evaluations
         else:
-            assert self.val.labels is not None
-            picked = indices % self.val.count
-            labels = torch.from_numpy(self.val.labels[picked].astype(np.int64))
+            picked, labels = indices % self.val.count, torch.from_numpy(self.labels(REAL, indices))
             real = make_low_res(to_float(self.val.pick(picked), FULL_8), cascade.config.sizes[-2])
             made = carry_up(cascade, len(cascade.stages) - 2, real, labels, seeds, settings)[-1]
             evaluations = (0,) * (len(cascade.stages) - 1) + settings.steps[-1:]

@@ -13,7 +13,7 @@ import numpy as np
 from cdm.artifacts import make_folder, save_json, write_atomic
 from cdm.config import AugmentationConfig
 from cdm.evaluate.evaluation_plots import levels_plot
-from cdm.evaluate.frechet import GROUPS, frechet_estimate
+from cdm.evaluate.frechet import GROUPS, frechet_estimate, groups_of
 from cdm.evaluate.frechet_ratio import frechet_log_ratio
 from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
@@ -58,13 +58,23 @@ class Results:
         self.missing = len(cells) - len(there)
 
     def features(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Rows of all seeds; row i of two kinds has the same seed. Whole groups of the jackknife of each, so that image
-        i, which real low-res images share over the seeds, is in one group."""
-        parts = [self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds]
-        return np.concatenate([rows[: len(rows) // GROUPS * GROUPS] for rows in parts])
+        """Rows of all seeds; row i of two kinds has the same seed."""
+        return np.concatenate([self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds])
+
+    def _labels(self, kind: Cell, rows: int) -> np.ndarray:
+        """Class of each row of one seed."""
+        return self._bench.lab.labels(kind.source, np.arange(rows))
+
+    def groups(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Of the jackknife, of all seeds: image i, which real low-res images share over the seeds, is in one group."""
+        many = len(seeds or self.seeds)
+        rows = len(self.features(kind, seeds)) // many
+        return np.tile(groups_of(rows, self._labels(kind, rows)), many)
 
     def row(self, kind: Cell) -> Row:
-        whole = frechet_estimate(self._bench.stats, self.features(kind))
+        features = self.features(kind)
+        labels = np.tile(self._labels(kind, len(features) // len(self.seeds)), len(self.seeds))
+        whole = frechet_estimate(self._bench.stats, features, labels)
         each = [frechet_estimate(self._bench.stats, self.features(kind, [s])).value for s in self.seeds]
         told = [self._bench.lab.told(replace(kind, seed=s)) for s in self.seeds]
         assert whole.low is not None and whole.high is not None
@@ -75,7 +85,8 @@ class Results:
 
     def gap(self, kind: Cell, than: Cell, seeds: Sequence[int] | None = None) -> Gap:
         """Log ratio of the distances on the same seeds; above 0: ``kind`` is worse."""
-        found = frechet_log_ratio(self._bench.stats, self.features(kind, seeds), self.features(than, seeds))
+        pair = self.features(kind, seeds), self.features(than, seeds)
+        found = frechet_log_ratio(self._bench.stats, *pair, groups=self.groups(kind, seeds))
         assert found.low is not None and found.high is not None
         return Gap(found.value, found.low, found.high)
 
@@ -97,7 +108,7 @@ class Results:
             logs = [math.log(frechet_estimate(self._bench.stats, rows[kept]).value) for rows in features]
             return float(weights @ np.array(logs))
 
-        place = np.arange(len(features[0])) % GROUPS
+        place = self.groups(kinds[0])
         return jackknife(fitted(place >= 0), [fitted(place != g) for g in range(GROUPS)], "seeds")
 
     def curves(self, arm: str) -> LevelCurves | None:

@@ -68,8 +68,9 @@ def test_a_few_images_need_no_large_decomposition():
 
 def test_leaving_a_group_out_is_computing_without_it():
     x = np.random.default_rng(8).normal(3, 1, size=(2111, 5)).astype(np.float32)  # over several blocks, uneven groups
-    for group, left in enumerate(frechet.leave_out(x, feature_stats(x))):
-        direct = feature_stats(np.delete(x, np.s_[group :: frechet.GROUPS], axis=0))
+    groups = frechet.groups_of(len(x), np.random.default_rng(1).integers(3, size=len(x)))
+    for group, left in enumerate(frechet.leave_out(x, feature_stats(x), groups)):
+        direct = feature_stats(x[groups != group])
         assert left.count == direct.count
         np.testing.assert_allclose(left.mean, direct.mean, rtol=1e-10)
         np.testing.assert_allclose(left.cov, direct.cov, rtol=1e-8, atol=1e-10)
@@ -84,6 +85,33 @@ def test_the_interval_covers_what_other_images_would_have_given():
     held = np.mean([e.low <= centre <= e.high for e in estimates])
     assert held > 0.9  # 3 standard errors below 95 %
     assert "jackknife over 20 groups of images" == estimates[0].method
+
+
+@pytest.mark.parametrize("classes", [1, 7, 10, 26])
+def test_groups_hold_as_many_of_every_class(classes: int):
+    for labels in (np.arange(1037) % classes, np.sort(np.arange(1037) % classes)):
+        groups = frechet.groups_of(len(labels), labels)
+        assert np.ptp(np.bincount(groups, minlength=frechet.GROUPS)) <= 1
+        table = np.zeros((classes, frechet.GROUPS), int)
+        np.add.at(table, (labels, groups), 1)
+        assert np.ptp(table, axis=1).max() <= 1
+        np.testing.assert_array_equal(frechet.groups_of(len(labels)), np.arange(1037) % frechet.GROUPS)
+
+
+def test_the_interval_of_classes_in_turn_is_of_chance_within_them():
+    """Ten classes far apart, as many images of each: by class the interval covers and is as narrow as chance is; every
+    twentieth image is of two classes only, which made it several times as wide."""
+    rng, labels = np.random.default_rng(10), np.arange(400) % 10
+    centres = np.random.default_rng(11).normal(0, 4, size=(10, 4))
+    reference = feature_stats((centres[:, None] + rng.normal(size=(10, 4000, 4))).reshape(-1, 4))
+    sets = [centres[labels] + rng.normal(0.2, 1, size=(400, 4)) for _ in range(200)]
+    estimates = [frechet_estimate(reference, rows, labels) for rows in sets]
+    values = np.array([e.value for e in estimates])
+    assert np.mean([e.low <= values.mean() <= e.high for e in estimates]) > 0.9
+    width = np.mean([e.high - e.low for e in estimates])
+    assert width < 1.4 * 2 * 2.09 * values.std()
+    unaware = np.mean([e.high - e.low for e in (frechet_estimate(reference, rows) for rows in sets[:20])])
+    assert unaware > 3 * width
 
 
 def test_too_few_for_an_interval_is_said():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cdm.errors import UserError
@@ -16,6 +16,7 @@ from cdm.evaluate.stats import FeatureStats, Rows, blocks, feature_stats
 
 GROUPS = 20
 """Of the jackknife."""
+Strata = Int64[np.ndarray, " n"]
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
@@ -31,11 +32,14 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     return _distance(a, b, symmetric_root(a.cov), symmetric_root(b.cov))
 
 
-def frechet_estimate(real: FeatureStats, fake: Rows) -> Estimate:
+def frechet_estimate(real: FeatureStats, fake: Rows, strata: Strata | None = None) -> Estimate:
     """Fréchet distance to ``real`` with an interval for the chance in which images were generated.
 
-    The interval is a jackknife over 20 interleaved groups of the generated images; the reference stands still. It does
-    not cover the bias that every Fréchet distance has from finite samples: compare equal counts.
+    The interval is a jackknife over 20 groups of the generated images; the reference stands still. It does not cover
+    the bias that every Fréchet distance has from finite samples: compare equal counts.
+
+    Args:
+        strata: class of each image, where so many of each were asked for: how many there are is then no chance.
 
     Raises:
         UserError: different widths, fewer than 2 images, values that are not finite.
@@ -47,7 +51,8 @@ def frechet_estimate(real: FeatureStats, fake: Rows) -> Estimate:
     value = _distance(real, stats, root, own_root)
     if len(fake) < 2 * GROUPS:
         return Estimate(value, None, None, f"no interval from {len(fake)} images, fewer than {2 * GROUPS}")
-    estimate = jackknife(value, [quick_distance(real, left, root) for left in leave_out(fake, stats)], "images")
+    left_out = leave_out(fake, stats, groups_of(len(fake), strata))
+    estimate = jackknife(value, [quick_distance(real, left, root) for left in left_out], "images")
     assert estimate.low is not None
     return replace(estimate, low=max(0.0, estimate.low))
 
@@ -83,17 +88,28 @@ def _rows_assymmetric_root(features: Rows, stats: FeatureStats) -> Float64[Tenso
 # ---- the jackknife ---------------------------------------------------------------------------------------------------
 
 
-def leave_out(features: Rows, stats: FeatureStats) -> Iterator[FeatureStats]:
-    """Statistics without the images ``g, g + GROUPS, ...``, for each g; images sorted by class fall in every group."""
-    mean = torch.from_numpy(stats.mean)
-    counts = [len(range(group, len(features), GROUPS)) for group in range(GROUPS)]
+def groups_of(count: int, strata: Strata | None = None) -> Strata:
+    """Group of each image: as many in each, and of each class as many in each. Without classes image i falls into
+    ``i % GROUPS``, which classes in turn would share a divisor with."""
+    groups = np.arange(count) % GROUPS
+    if strata is None:
+        return groups
+    dealt = np.empty_like(groups)
+    dealt[np.argsort(strata[:count], kind="stable")] = groups
+    return dealt
+
+
+def leave_out(features: Rows, stats: FeatureStats, groups: Strata) -> Iterator[FeatureStats]:
+    """Statistics without the images of each group in turn."""
+    mean, place = torch.from_numpy(stats.mean), torch.from_numpy(groups)
+    counts = np.bincount(groups, minlength=GROUPS).tolist()
     sums = torch.zeros(GROUPS, stats.dim, dtype=torch.float64)
     squares = torch.zeros(GROUPS, stats.dim, stats.dim, dtype=torch.float64)
     start = 0
     for block in blocks(features):
         centred = block - mean
         for group in range(GROUPS):
-            rows = centred[(group - start) % GROUPS :: GROUPS]
+            rows = centred[place[start : start + len(block)] == group]
             sums[group] += rows.sum(dim=0)
             squares[group].addmm_(rows.T, rows)
         start += len(block)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from cdm.errors import UserError
-from cdm.evaluate.frechet import leave_out, quick_distance, symmetric_root
+from cdm.evaluate.frechet import Strata, groups_of, leave_out, quick_distance, symmetric_root
 from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.stats import FeatureStats, Rows, check_features, feature_stats
 
 DRAWS = 1000
 
 
-def frechet_ratio(
-    real: FeatureStats, fake: Rows, other: Rows, strata: Int64[np.ndarray, " n"] | None = None, seed: int = 0
-) -> Estimate:
+def frechet_ratio(real: FeatureStats, fake: Rows, other: Rows, strata: Strata | None = None, seed: int = 0) -> Estimate:
     """Fréchet distance of ``fake`` to ``real``, divided by that of ``other``, with a 95 % interval.
 
     The interval is the basic bootstrap of the ratio's logarithm (Davison & Hinkley 1997, eq. 5.6): both sets are drawn
@@ -53,17 +51,23 @@ def frechet_ratio(
     return Estimate(ratio, float(low), float(high), f"paired bootstrap, {DRAWS} draws of {count:,} seeds")
 
 
-def frechet_log_ratio(real: FeatureStats, fake: Rows, other: Rows) -> Estimate:
+def frechet_log_ratio(
+    real: FeatureStats, fake: Rows, other: Rows, strata: Strata | None = None, groups: Strata | None = None
+) -> Estimate:
     """Logarithm of the same ratio, with the interval of a jackknife that leaves the same seeds out of both sets.
 
     Its interval holds with as few images as features too, where the bootstrap's is far too narrow: rows drawn twice
     leave a covariance of lower rank. Of 128 images with 128 features, two sets of one law were told apart by the lower
     end of the bootstrap's interval in a fifth of cases, by this one's in none of 60.
+
+    Args:
+        strata: class of each row, as above. groups: of the jackknife, instead (``frechet.groups_of``).
     """
     root, logs = symmetric_root(real.cov), []
+    groups = groups_of(len(fake), strata) if groups is None else groups
     for rows in (fake, other):
         stats = feature_stats(rows)
-        logs.append([np.log(quick_distance(real, each, root)) for each in (stats, *leave_out(rows, stats))])
+        logs.append([np.log(quick_distance(real, each, root)) for each in (stats, *leave_out(rows, stats, groups))])
     gaps = [float(one - two) for one, two in zip(*logs, strict=True)]
     return jackknife(gaps[0], gaps[1:], "seeds")
 

@@ -23,7 +23,7 @@ from cdm.evaluate.diagnosis import (
     least_psnr,
 )
 from cdm.evaluate.extractors.base import Extractor
-from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet import Strata, frechet_estimate
 from cdm.evaluate.intervals import Estimate, mean
 from cdm.evaluate.memorisation import Memorisation
 from cdm.evaluate.stats import FeatureStats
@@ -45,6 +45,7 @@ class StageImages:
     full: tuple[Pixels, ...]
     from_real: tuple[tuple[Pixels, ...], ...]
     real: tuple[Pixels, ...]
+    labels: Strata | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def measure_cascade(
             )
 
     def distance(pixels: Pixels) -> Estimate:
-        return frechet_estimate(reference, features_of(extractor, pixels))
+        return frechet_estimate(reference, features_of(extractor, pixels), images.labels)
 
     finals = [images.full[-1], *(outputs[-1] for outputs in images.from_real), images.real[-1]]
     distances = tuple(map(distance, finals))
@@ -134,10 +135,11 @@ def measure_images(
     *,
     memorisation: Memorisation | None = None,
     views: Sequence[View] = (),
+    labels: Strata | None = None,
 ) -> Measurements:
-    """Of images whose cascade is not known: as many of either are used as both have."""
+    """Of images whose cascade is not known: as many of either are used as both have. ``labels``: class of each."""
     count = min(len(generated), len(real))
-    full, floor = (frechet_estimate(reference, features_of(extractor, x[:count])) for x in (generated, real))
+    full, floor = (frechet_estimate(reference, features_of(extractor, x[:count]), labels) for x in (generated, real))
     return Measurements(
         extractor=extractor.name,
         hash=extractor.hash,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,47 +11,29 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cdm.errors import UserError
-from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet import GROUPS, Strata, frechet_estimate, groups_of
 from cdm.evaluate.frechet_ratio import frechet_log_ratio
 from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.kid import kid
 from cdm.evaluate.stats import FeatureStats, Rows
 
-GROUPS = 20
-"""Of KID's jackknife."""
-
-
-@runtime_checkable
-class PairedMetric(Protocol):
-    """A distance to real images; less is better."""
-
-    def value(self, rows: Rows) -> Estimate: ...
-
-    def worse(self, rows: Rows, than: Rows) -> Estimate:
-        """How much farther ``rows`` are than ``than``, with a 95 % interval; above 0: farther. Row i of both has the
-        same seed and class."""
-        ...
-
-    def moved(self, distance: float, gap: float) -> float:
-        """The distance that is so much worse than ``distance``."""
-        ...
-
-    def told(self, gap: Estimate) -> str:
-        """A ``worse`` for people."""
-        ...
-
 
 @dataclass(frozen=True)
 class Fd:
-    """The Fréchet distance; ``worse`` is the logarithm of the ratio."""
+    """The Fréchet distance to ``real``. ``strata``: class of each generated image.
+
+    worse: the logarithm of the ratio, with a 95 % interval; above 0: farther. Row i of both has the same seed and
+        class. moved: the distance that is so much worse. told: a ``worse`` for people.
+    """
 
     real: FeatureStats
+    strata: Strata | None = None
 
     def value(self, rows: Rows) -> Estimate:
-        return frechet_estimate(self.real, rows)
+        return frechet_estimate(self.real, rows, self.strata)
 
     def worse(self, rows: Rows, than: Rows) -> Estimate:
-        return frechet_log_ratio(self.real, rows, than)
+        return frechet_log_ratio(self.real, rows, than, self.strata)
 
     def moved(self, distance: float, gap: float) -> float:
         return distance * exp(gap)
@@ -64,15 +45,17 @@ class Fd:
 
 @dataclass(frozen=True)
 class Kid:
-    """The kernel distance, whose estimate has no bias and may be below 0; ``worse`` is the difference."""
+    """The same by the kernel distance, whose estimate has no bias and may be below 0; ``worse`` is the difference."""
 
     real: Rows
+    strata: Strata | None = None
 
     def value(self, rows: Rows) -> Estimate:
         return kid(self.real, rows)
 
     def worse(self, rows: Rows, than: Rows) -> Estimate:
-        sides = [_KernelSums(self.real, each) for each in (rows, than)]
+        groups = groups_of(len(rows), self.strata)
+        sides = [_KernelSums(self.real, each, groups) for each in (rows, than)]
         gaps = [sides[0].without(group) - sides[1].without(group) for group in (None, *range(GROUPS))]
         return jackknife(gaps[0], gaps[1:], "seeds")
 
@@ -83,9 +66,10 @@ class Kid:
         return f"farther by {gap.value:.3g} ({gap.low:.3g} to {gap.high:.3g})"
 
 
-def paired_metric(name: str, stats: FeatureStats, rows: Rows) -> PairedMetric:
-    """``fd`` or ``kid``. ``stats`` and ``rows``: of the real images."""
-    return Fd(stats) if name == "fd" else Kid(rows)
+def paired_metric(name: str, stats: FeatureStats, rows: Rows, strata: Strata | None = None) -> Fd | Kid:
+    """``fd`` or ``kid``. ``stats`` and ``rows``: of the real images. ``strata``: class of each generated image; a set
+    may be the first so many."""
+    return Fd(stats, strata) if name == "fd" else Kid(rows, strata)
 
 
 def least_reference(name: str, dim: int) -> int:
@@ -95,19 +79,19 @@ def least_reference(name: str, dim: int) -> int:
 
 class _KernelSums:
     """Unbiased MMD^2 to ``real`` (Binkowski et al. 2018, eq. 4) but for what the real images add to every set, with the
-    rows g, g + GROUPS, ... left out: sums of KID's kernel by group."""
+    rows of a group left out: sums of KID's kernel by group."""
 
-    def __init__(self, real: Rows, rows: Rows) -> None:
+    def __init__(self, real: Rows, rows: Rows, groups: Strata) -> None:
         if len(rows) < 2 * GROUPS:
             raise UserError(f"got {len(rows)} images to compare; expected at least {2 * GROUPS}: give more.")
         x = torch.from_numpy(np.asarray(rows, dtype=np.float64))
         y = torch.from_numpy(np.asarray(real, dtype=np.float64))
-        groups = torch.nn.functional.one_hot(torch.arange(len(x)) % GROUPS, GROUPS).double()  # [n, GROUPS]
+        member = torch.nn.functional.one_hot(torch.from_numpy(groups), GROUPS).double()  # [n, GROUPS]
         own = _kernel(x, x)
         own.fill_diagonal_(0)
-        self._own: Float64[Tensor, "g g"] = groups.T @ own @ groups
-        self._cross: Float64[Tensor, " g"] = groups.T @ _kernel(x, y).mean(dim=1)
-        self._counts = groups.sum(dim=0)
+        self._own: Float64[Tensor, "g g"] = member.T @ own @ member
+        self._cross: Float64[Tensor, " g"] = member.T @ _kernel(x, y).mean(dim=1)
+        self._counts = member.sum(dim=0)
 
     def without(self, group: int | None) -> float:
         kept = torch.ones(GROUPS, dtype=torch.float64)

@@ -58,7 +58,11 @@ def _measurements(
         indices, rows = pairs_of(bench.inputs.source.labels, images.count, val, length)
         views = _views(bench, judged[1:], len(rows))
         made, real = images.images()[indices], val.pick(rows)
-        return measure_images(made, real, own.extractor, reference, name, memorisation=memory, views=views), []
+        labels = None if val.labels is None else val.labels[rows]
+        found = measure_images(
+            made, real, own.extractor, reference, name, memorisation=memory, views=views, labels=labels
+        )
+        return found, []
     parts = stage_images(chains, val, images, run.cascade.config.sizes)
     views = _views(bench, judged[1:], len(chains.rows))
     used = (None, *run.settings.aug_level)
@@ -75,7 +79,7 @@ def _measurements(
         better = better_level(found)
         if better is not None:  # what is lost above its stage, and below it, is told at that level
             oracle = oracle_at_level(bench, chains, better.stage, better.level)
-            distance = frechet_estimate(reference, features_of(own.extractor, oracle))
+            distance = frechet_estimate(reference, features_of(own.extractor, oracle), parts.labels)
             levels = (replace(each, oracle=distance) if each is better else each for each in found.levels)
             found = replace(found, levels=tuple(levels))
     return found, stage_panels(parts)
@@ -102,7 +106,9 @@ def _views(bench: Bench, judged: Sequence[Judged], count: int) -> list[View]:
             continue
         stats = side.stats("main")
         floor, full = spread_rows(val.rows, number), own.rows("main")[:number]
-        views.append(view_of(own.extractor, stats, frechet_estimate(stats, full), frechet_estimate(stats, floor)))
+        views.append(
+            view_of(own.extractor, stats, frechet_estimate(stats, full, own.labels), frechet_estimate(stats, floor))
+        )
     return views
 
 

@@ -134,6 +134,7 @@ def stage_images(chains: Chains, val: RealImages, images: ImageStore, sizes: tup
         full=tuple(store.images()[chains.indices] for store in (*chains.lower, images)),
         from_real=tuple(tuple(store.images() for store in outputs) for outputs in chains.oracles),
         real=tuple(eight_bits(own, val.array) for own in real),
+        labels=None if val.labels is None else val.labels[chains.rows],
     )
 
 

@@ -22,7 +22,7 @@ from cdm.evaluate.prdc import prdc
 from cdm.evaluate.results import Figure, finite, short_name
 from cdm.evaluate.stats import FeatureStats, feature_stats, is_constant
 from cdm.pipeline.evaluate_request import EvaluateRequest, too_few
-from cdm.pipeline.image_source import key_of
+from cdm.pipeline.image_source import ClassIndex, key_of
 
 FAILURES = (UserError, ValueError, ArithmeticError, RuntimeError, MemoryError, np.linalg.LinAlgError)
 """What a metric may fail by; the others go on."""
@@ -69,6 +69,7 @@ class Judged:
     extractor: Extractor
     rows: Callable[[str], np.ndarray]
     count: int
+    labels: ClassIndex | None = None
 
 
 class Desk:
@@ -163,8 +164,8 @@ class Desk:
             self.leave_out(reason, [metric], **common)
             return
         made = self.measure(
-            [metric], [judged.key],
-            lambda: {metric: frechet_estimate(side.stats(name), judged.rows(name))},
+            [metric], [judged.key, "groups by class"],
+            lambda: {metric: frechet_estimate(side.stats(name), judged.rows(name), judged.labels)},
             forced=bool(reason), **common,
         )  # fmt: skip
         if made and floor is not None and floor.rows is not None:

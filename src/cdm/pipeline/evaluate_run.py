@@ -126,7 +126,7 @@ def _judge(
     """Everything that one process does alone: figures, findings, the report."""
     desk, inputs, request = bench.desk, bench.inputs, bench.request
     judged = [
-        Judged(inputs.source.key, extractor, store.rows, store.count)
+        Judged(inputs.source.key, extractor, store.rows, store.count, inputs.source.labels)
         for extractor, store in zip(extractors, stores, strict=True)
     ]
     for own in judged:

@@ -11,7 +11,7 @@ import numpy as np
 from cdm.cascade import Cascade
 from cdm.config import CascadeConfig, SamplingConfig
 from cdm.errors import UserError
-from cdm.evaluate.paired import PairedMetric, least_reference, paired_metric
+from cdm.evaluate.paired import Fd, Kid, least_reference, paired_metric
 from cdm.pipeline.augmentation_request import parse_levels
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.image_source import ClassIndex
@@ -52,12 +52,11 @@ class LevelBench:
         turn = self.judge.labels
         return None if turn is None else np.repeat(turn, SEEDS)[: self.request.images]
 
-    def metric(self, real: RealImages, stage: int) -> PairedMetric:
+    def metric(self, real: RealImages, stage: int) -> Fd | Kid:
         cache, extractor = self.judge.cache, self.judge.extractor
         shown = shown_at(real, self.cascade.config.sizes[stage])
-        return paired_metric(
-            self.request.metric, cache.stats(shown, extractor), cache.features(shown, extractor).rows()
-        )
+        rows = cache.features(shown, extractor).rows()
+        return paired_metric(self.request.metric, cache.stats(shown, extractor), rows, self.labels)
 
     def trials(self, stage: int, settings: SamplingConfig, budget: Budget | None = None) -> LevelTrials:
         return LevelTrials(
@@ -68,8 +67,9 @@ class LevelBench:
 
     def on_real(self, trials: LevelTrials, low_res: LowRes) -> LevelTrials:
         """The same levels on real low-res images."""
-        return replace(trials, real=low_res, labels=low_res.labels, images=len(low_res.images), budget=self.budget,
-                       made=0, _stores={})  # fmt: skip
+        metric = replace(trials.metric, strata=low_res.labels)
+        return replace(trials, real=low_res, labels=low_res.labels, metric=metric, images=len(low_res.images),
+                       budget=self.budget, made=0, _stores={})  # fmt: skip
 
     def range_of(self, stage: int) -> tuple[float, float]:
         """Levels that are searched."""

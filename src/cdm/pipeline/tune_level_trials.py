@@ -24,7 +24,7 @@ from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor, widths
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.intervals import Estimate
-from cdm.evaluate.paired import PairedMetric
+from cdm.evaluate.paired import Fd, Kid
 from cdm.evaluate.stats import Rows
 from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, fill, to_bytes
 from cdm.pipeline.image_source import ClassIndex, Images, key_of
@@ -140,7 +140,7 @@ class LevelTrials:
     stage: int
     settings: SamplingConfig
     extractor: Extractor
-    metric: PairedMetric
+    metric: Fd | Kid
     labels: ClassIndex | None
     images: int
     seed: int

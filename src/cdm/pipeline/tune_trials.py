@@ -122,7 +122,7 @@ class StageTrials:
         for made in self.blocks(settings, images, candidate.words):
             shown = made if made.shape[-1] == self._shown else to_bytes(upsample(_floats(made), self._shown), "tuning")
             rows.append(self.extractor(shown).by_name()["main"].numpy())
-        estimate = frechet_estimate(self.reference, np.concatenate(rows))
+        estimate = frechet_estimate(self.reference, np.concatenate(rows), self.labels)
         seconds = time.monotonic() - began
         return Measured(candidate, estimate.value, estimate.low, estimate.high, images, round(seconds, 3))
 
