@@ -371,7 +371,7 @@ def test_settings_are_the_runs_own_with_what_is_given_over_them(rough):
         ({"steps": []}, "got 0 numbers of steps for 3 stages; expected one per stage from the base up, as 32,16,16"),
         ({"steps": [1, 2, 3, 4]}, "got 4 numbers of steps for 3 stages"),
         ({"steps": [0]}, "got 0 steps for the stage at 8; expected 1 to 100000"),
-        ({"aug_level": [0.1]}, "got 1 augmentation levels for 2 SR stages"),
+        ({"aug_level": [0.1]}, "got 1 augmentation levels, but the number of SR stages is 2"),
         ({"aug_level": 1.5}, "augmentation level 1.5 is out of range"),
         ({"aug_level": [0.0, -0.1]}, "augmentation level -0.1 is out of range"),
         ({"aug_level": math.nan}, "augmentation level nan is out of range"),

@@ -32,7 +32,7 @@ REFUSED = {
     "batch sizes of other stages": (("--batch-size", "1,2,3"), ("has 3 numbers", "one for each of the 2 stages")),
     "a batch size in words": (("--batch-size", "many"), ("--batch-size is 'many'", "expected whole numbers")),
     "an unknown augmentation": (("--augmentation", "noise"), ("--augmentation is 'noise'", "expected one of none")),
-    "augmentations of other stages": (("--augmentation", "blur,none"), ("has 2 entries", "each of the 1 SR stages")),
+    "augmentations of other stages": (("--augmentation", "blur,none"), ("has 2 entries", "has 1 SR stage;")),
     "augmentation levels that fall": (("--aug-levels", "0.6:0.2"), ("--aug-levels is '0.6:0.2'", "a range that rises")),
     "levels where there is no noise": (
         ("--augmentation", "blur", "--aug-levels", "0.2"),

@@ -147,7 +147,10 @@ REFUSED = {
     "stage below zero": (("--stage", "-1"), ("--stage -1", "expected 0 (the base) to 1")),
     "augmentation level out of range": (("--aug-level", "1.5"), ("1.5 is out of range", "expected 0")),
     "augmentation level that is no number": (("--aug-level", "much"), ("--aug-level is 'much'", "expected numbers")),
-    "too many augmentation levels": (("--aug-level", "0.1,0.2"), ("2 augmentation levels for 1 SR", "give one")),
+    "too many augmentation levels": (
+        ("--aug-level", "0.1,0.2"),
+        ("got 2 augmentation levels", "SR stages is 1", "give one"),
+    ),
     "unknown sampler": (("--sampler", "euler"), ("'euler'", "expected one of dpmpp")),
     "unknown hand-over": (("--hand-over", "loud"), ("'loud'", "expected non_truncated or truncated")),
     "unknown weights": (("--weights", "0.3"), ("0.3", "expected")),

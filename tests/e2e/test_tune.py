@@ -48,6 +48,7 @@ def test_the_winner_becomes_the_default_and_the_history_is_kept(run: Path, real:
             assert settings.steps[k] == stage["picked"][name]["evaluations"]
     page = (run / "tuning" / "report.html").read_text()
     assert "network evaluations" in page and "data:image/png" in page
+    succeeded(run_here("info", run), "--quality fast: ", "hand-over non_truncated")
     for quality in ("fast", "balanced", "best"):
         succeeded(run_here("sample", run, "-n", 1, "--quality", quality, "--out", tmp_path / quality))
     assert Cascade.load(run).sample(seeds=[0], labels=[0]).evaluations == tuple(

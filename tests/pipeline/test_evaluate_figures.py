@@ -51,9 +51,9 @@ def test_an_extractor_with_few_images_leaves_the_next_its_own(monkeypatch):
     monkeypatch.setattr(Bench, "side", lambda self, role, extractor: side(role, classes(80, 1)))
     looked_at, estimate = [], evaluate_apart.frechet_estimate
 
-    def looks(stats, rows):
+    def looks(stats, rows, labels=None):
         looked_at.append(len(rows))
-        return estimate(stats, rows)
+        return estimate(stats, rows, labels)
 
     monkeypatch.setattr(evaluate_apart, "frechet_estimate", looks)
     judged = [Judged("key", Means(), lambda _, n=n: classes(n, 2), n) for n in (40, 60)]

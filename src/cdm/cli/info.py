@@ -89,7 +89,7 @@ def _words(settings: SamplingConfig) -> str:
     """All that a call takes unless it says otherwise."""
     told = [settings.sampler, f"grid {settings.grid}", f"evaluations {'+'.join(map(str, settings.steps))}"]
     if settings.aug_level:
-        told += [f"augmentation level {', '.join(f'{level:g}' for level in settings.aug_level)}"]
+        told += [f"aug-level {', '.join(f'{level:g}' for level in settings.aug_level)}"]
         told += [f"hand-over {settings.hand_over}"]
     if settings.threshold:
         told.append(f"dynamic thresholding at {settings.threshold:g}")

@@ -16,7 +16,7 @@ from cdm.evaluate.stats import FeatureStats, Rows, blocks, feature_stats
 
 GROUPS = 20
 """Of the jackknife."""
-Strata = Int64[np.ndarray, " n"]
+Strata = Int64[np.ndarray, "_"]
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
