@@ -83,9 +83,10 @@ class Lab:
 
     def labels(self, source: str, indices: np.ndarray) -> np.ndarray:
         """Class of each image: in turn, or of the real image below it."""
+        if source == GENERATED:
+            return indices % len(self.val.class_names)
         assert self.val.labels is not None
-        own = self.val.labels.astype(np.int64)
-        return indices % (own.max() + 1) if source == GENERATED else own[indices % self.val.count]
+        return self.val.labels[indices % self.val.count].astype(np.int64)
 
     def path(self, cell: Cell, ending: str) -> Path:
         return make_folder(self.work / "cells") / f"{cell.name}{ending}"

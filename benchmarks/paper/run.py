@@ -24,6 +24,7 @@ from cdm.pipeline.evaluate_extractors import DOMAIN_SEED
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, load_array, make_real, pixels_of
 from cdm.runtime import choose_device, set_threads
+from cdm.train.loop import Stopped
 from paper.cells import GENERATED, REAL, Cell, Lab, join
 from paper.plan import PLAN
 from paper.tables import write_tables
@@ -136,6 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         run(options)
     except UserError as error:
         raise SystemExit(f"paper.run: {error}") from error
+    except (Stopped, KeyboardInterrupt):
+        raise SystemExit("paper.run: stopped; what is there is kept: give the same command again to go on.") from None
 
 
 def run(options: argparse.Namespace) -> None:

@@ -64,6 +64,16 @@ def test_bfloat16_statistics_hold_where_the_mean_is_far_off(shape: tuple[int, ..
     torch.testing.assert_close(rstd[..., 0].double(), want, atol=0, rtol=5e-3)
 
 
+@pytest.mark.parametrize("side", [8, 32])
+def test_a_flat_image_is_the_bias_in_bfloat16(side: int) -> None:
+    """No variance: rounding must neither make it negative nor blow up."""
+    x = torch.full((2, 32, side, side), 10.0).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    y = group_norm_act(x, torch.ones(2, 32), torch.full((2, 32), 0.5), 8, act=False)
+    torch.testing.assert_close(y.detach().float(), torch.full_like(y, 0.5).float(), atol=0.02, rtol=0)
+    y.float().square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 @pytest.mark.parametrize("kind", ["group", "layer"])
 def test_norm_applies_scale_and_shift_after_its_own(kind: str) -> None:
     torch.manual_seed(0)

@@ -16,7 +16,10 @@ from cdm.evaluate.stats import FeatureStats, Rows, blocks, feature_stats
 
 GROUPS = 20
 """Of the jackknife."""
+INTERVALS = "groups by class"
+"""How they are made: part of the keys that figures are kept under."""
 Strata = Int64[np.ndarray, "_"]
+"""Class of each image, or its group."""
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:

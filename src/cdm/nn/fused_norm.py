@@ -91,7 +91,8 @@ NATIVE_FROM = 1024
 def _bf16_statistics(
     x: Image, pixels: Float[Tensor, "b n c"], groups: int, eps: float
 ) -> tuple[Float[Tensor, "b g 1"], Float[Tensor, "b g 1"]]:
-    """The same on a CPU, from sums and sums of squares in float32, which loses nothing that bfloat16 has."""
+    """The same on a CPU, from sums and sums of squares in float32. Within 0.5 % where the mean is 30 deviations off;
+    at 100 up to a quarter off, but there one step of bfloat16 is half a deviation."""
     b, n, c = pixels.shape
     if n >= NATIVE_FROM:
         one, nothing = pixels.new_ones(c, dtype=torch.float32), pixels.new_zeros(c, dtype=torch.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from cdm.artifacts import append_event, read_events
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
-from cdm.evaluate.frechet import frechet_distance, frechet_estimate
+from cdm.evaluate.frechet import INTERVALS, frechet_distance, frechet_estimate
 from cdm.evaluate.inception_score import inception_score
 from cdm.evaluate.intervals import Estimate
 from cdm.evaluate.kid import kid
@@ -164,7 +164,7 @@ class Desk:
             self.leave_out(reason, [metric], **common)
             return
         made = self.measure(
-            [metric], [judged.key, "groups by class"],
+            [metric], [judged.key, INTERVALS],
             lambda: {metric: frechet_estimate(side.stats(name), judged.rows(name), judged.labels)},
             forced=bool(reason), **common,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from cdm.conditioning import make_low_res, upsample
 from cdm.config import SamplingConfig, to_dict
 from cdm.data.pixels import FULL_8, to_float
 from cdm.evaluate.extractors.base import Extractor
-from cdm.evaluate.frechet import frechet_estimate
+from cdm.evaluate.frechet import INTERVALS, frechet_estimate
 from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.generate import to_bytes
 from cdm.pipeline.image_source import ClassIndex, Images, key_of
@@ -90,7 +90,7 @@ class StageTrials:
         own = (candidate.sampler, candidate.grid, candidate.evaluations, images, self.seed, self.stage)
         weights = [stage.hash for stage in self.cascade.stages[: self.stage + 1]]
         machine = (precision_name(self.cascade.stages[0].denoiser.dtype), self.cascade.device.type)
-        return key_of("tune", weights, machine, own, rest, low, turn, self.extractor.hash, self.data)
+        return key_of("tune", INTERVALS, weights, machine, own, rest, low, turn, self.extractor.hash, self.data)
 
     @property
     def present(self) -> Candidate:
