@@ -2,10 +2,11 @@
 
     cd benchmarks && python -m paper.run train   --data TRAIN.zip --work DIR [--arms base-8,amortised]
     cd benchmarks && python -m paper.run measure --data TRAIN.zip --val VAL.zip --work DIR [--experiments c,a]
+    cd benchmarks && python -m paper.run time    --work DIR    (on a quiet machine)
     cd benchmarks && python -m paper.run tables  --data TRAIN.zip --val VAL.zip --work DIR --out FOLDER
 
-``train`` makes one stage of each arm; ``measure`` images and their features; ``tables`` JSON, Markdown and plots of
-what is there, with verdicts on a, c and g, and the pairs that the others compare.
+``train`` makes one stage of each arm; ``measure`` images and their features; ``time`` takes the seconds of both
+hand-overs for b; ``tables`` writes JSON, Markdown and plots of what is there, with the verdicts of the plan.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cdm.artifacts import load_json
 from cdm.cascade import Cascade
 from cdm.errors import UserError
 from cdm.evaluate.extractors.base import Extractor
@@ -26,6 +28,7 @@ from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, loa
 from cdm.runtime import choose_device, set_threads
 from cdm.train.loop import Stopped
 from paper.cells import GENERATED, REAL, Cell, Lab, join
+from paper.latency import latency_path, measure_latency
 from paper.plan import PLAN
 from paper.tables import write_tables
 from paper.training import train_arm
@@ -93,11 +96,15 @@ def cells_of(experiment: str) -> list[Cell]:
     return cells
 
 
+def is_trained(arm: str, work: Path) -> bool:
+    return bool(list((work / "arms" / arm).glob(f"{PLAN['arms'][arm].get('stage', 0)}-*/ema-*.safetensors")))
+
+
 def measure(options: argparse.Namespace) -> None:
     benches: dict[int, Bench] = {}
     for experiment in options.experiments:
         for arm in PLAN["experiments"][experiment]["arms"]:
-            if not list((options.work / "arms" / arm).glob(f"{PLAN['arms'][arm].get('stage', 0)}-*/ema-*.safetensors")):
+            if not is_trained(arm, options.work):
                 print(f"experiment {experiment}: arm {arm} is not trained yet; its cells are left out")
                 continue
             size = PLAN["arms"][arm]["sizes"][-1]
@@ -111,8 +118,8 @@ def measure(options: argparse.Namespace) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=("train", "measure", "tables"))
-    parser.add_argument("--data", required=True, help="training images")
+    parser.add_argument("what", choices=("train", "measure", "time", "tables"))
+    parser.add_argument("--data", help="training images")
     parser.add_argument("--val", help="real images kept from training")
     parser.add_argument("--work", type=Path, required=True, help="runs and cells are kept here")
     parser.add_argument("--arms", type=lambda text: text.split(","), default=list(PLAN["arms"]))
@@ -126,7 +133,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ):
         if odd := [each for each in given if each not in known]:
             parser.error(f"{name} has {odd[0]!r}; expected some of {', '.join(known)}")
-    if options.what != "train" and options.val is None:
+    if options.what != "time" and options.data is None:
+        parser.error(f"{options.what} needs --data: the training images")
+    if options.what in ("measure", "tables") and options.val is None:
         parser.error(f"{options.what} needs --val: real images kept from training")
     return options
 
@@ -148,8 +157,14 @@ def run(options: argparse.Namespace) -> None:
             train_arm(arm, options.data, options.work)
     elif options.what == "measure":
         measure(options)
+    elif options.what == "time":
+        (arm,) = PLAN["experiments"]["b"]["arms"]
+        if not is_trained(arm, options.work):
+            raise UserError(f"arm {arm} is not trained yet, whose hand-overs are timed; expected: paper.run train first.")
+        measure_latency(cascade_of(arm, options.work), arm, options.work)
     else:
-        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options))
+        timed = load_json(path) if (path := latency_path(options.work)).exists() else None
+        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options), timed)
 
 
 if __name__ == "__main__":

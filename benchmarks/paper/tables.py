@@ -148,18 +148,22 @@ def _tensor(level: float) -> Any:
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def verdict_a(results: Results) -> dict[str, Any]:
+def verdict_a(results: Results, augmented: str = "amortised", naive: str = "naive") -> dict[str, Any]:
+    """The best level by one seed, judged by the others."""
     rest = [seed for seed in results.seeds if seed != PLAN["choose_seed"]]
-    best = results.best(results.of("amortised"), [PLAN["choose_seed"]])
+    best = results.best(results.of(augmented), [PLAN["choose_seed"]])
     found: dict[str, Any] = {"best_level": best.level}
-    for arm in ("naive", "direct-32"):
-        if kinds := results.of(arm):
-            gap = results.gap(kinds[0], best, rest)
-            found[f"{arm}_over_augmented"] = ratio_of(gap)
-    naive, direct = found.get("naive_over_augmented"), found.get("direct-32_over_augmented")
-    found["naive_at_least_1.5"] = None if naive is None else naive["value"] >= 1.5
-    found["direct_worse"] = None if direct is None else direct["low"] > 1
+    if kinds := results.of(naive):
+        ratio = ratio_of(results.gap(kinds[0], best, rest))
+        found |= {"naive_over_augmented": ratio, "naive_at_least_1.5": ratio["value"] >= 1.5}
+    if kinds := results.of("direct-32"):
+        ratio = ratio_of(results.gap(kinds[0], best, rest))
+        found |= {"direct_over_augmented": ratio, "direct_worse": ratio["low"] > 1}
     return found
+
+
+def verdict_b(compared: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"alike": {pair["what"][0]: pair["ratio"]["low"] <= 1 <= pair["ratio"]["high"] for pair in compared}}
 
 
 def verdict_c(results: Results, arm: str = "amortised") -> dict[str, Any]:
@@ -195,6 +199,8 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
     elif experiment in "ef":
         plain = {kind.level: kind for kind in results.of("amortised")}
         compared = [(kind, plain[kind.level]) for arm in arms[1:] for kind in results.of(arm) if kind.level in plain]
+        if experiment == "e" and compared:  # and the best of each
+            compared.append((results.best(results.of("no-class")), results.best(list(plain.values()))))
     elif experiment == "g":
         naive = results.of("naive-64")
         compared = [(naive[0], kind) for kind in results.of("amortised-64")] if naive else []
@@ -215,9 +221,10 @@ def ratio_of(gap: Gap) -> dict[str, float]:
 
 
 def write_tables(
-    out: Path, experiments: Sequence[str], cells_of: Callable[[str], list[Cell]], open_bench: Callable[[int], BenchLike]
-) -> None:
-    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``."""
+    out: Path, experiments: Sequence[str], cells_of: Callable[[str], list[Cell]],
+    open_bench: Callable[[int], BenchLike], timed: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. timed: the seconds of both hand-overs."""
     benches: dict[int, BenchLike] = {}
     for experiment in experiments:
         cells = cells_of(experiment)
@@ -235,12 +242,18 @@ def write_tables(
             "experiment": experiment, "plan": PLAN["experiments"][experiment], "cells_missing": results.missing,
             "rows": [asdict(results.row(kind)) for kind in results.kinds], "pairs": pairs(results, experiment),
         }  # fmt: skip
+        if experiment == "b" and timed is not None:
+            told["timed"] = timed
         whole = not results.missing
         if experiment == "a" and results.of("amortised"):
             told["verdict"] = verdict_a(results)
+        if experiment == "b":
+            told["verdict"] = verdict_b(told["pairs"])
         if experiment in "cg" and whole:
             arm = "amortised" if experiment == "c" else "amortised-64"
             told["verdict"] = verdict_c(results, arm)
+            if experiment == "g":
+                told["verdict"] |= verdict_a(results, arm, "naive-64")
             curves = results.curves(arm)
             assert curves is not None
             told["curves"] = curves.told()
@@ -271,4 +284,12 @@ def _markdown(told: dict[str, Any]) -> str:
             f"{pair['ratio']['high']:.2f}) |"
             for pair in told["pairs"]
         ]
+    if "timed" in told:
+        lines += ["", "| level | evaluations, non-truncated | truncated | seconds, truncated / non-truncated (min to max) |",
+                  "|---|---|---|---|"]  # fmt: skip
+        for row in told["timed"]["rows"]:
+            plain, cut = (" + ".join(map(str, row["evaluations"][way])) for way in ("non_truncated", "truncated"))
+            ratio = row["truncated / non_truncated"]
+            lines.append(f"| {row['level']:g} | {plain} | {cut} | {ratio['median']:.2f} ({ratio['min']:.2f} to "
+                         f"{ratio['max']:.2f}) |")  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paper import cells, run
+from paper import cells, latency, run
 from paper.plan import PLAN, arm_config, arm_images
 from tests.e2e.conftest import CLASSES, write_images
 from tests.fakes import random_cascade, save_run, stage_config
@@ -70,6 +70,8 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     changed = [path.stem for path, time in made.items() if path.stat().st_mtime_ns != time]
     assert changed == [other.stem]
     assert len(made) == 2 * (1 + 3 + 3 + 2)  # seeds; naive, generated, real, truncated but for level 0
+    monkeypatch.setattr(latency, "IMAGES", 4)
+    bench("time")
     bench("tables", "--experiments", "a,b,c")
     told = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "abc"}
     rows = {(r["source"], r["level"]): r["distance"] for r in told["c"]["rows"]}
@@ -81,7 +83,19 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     assert verdict["real_slope"]["value"] == pytest.approx(slope, rel=1e-4)
     saved = {r["level"]: r["evaluations"] for r in told["b"]["rows"] if r["hand_over"] == "truncated"}
     assert saved.keys() == {0.3, 1.0} and all(counts[0] <= 2 for counts in saved.values())
+    timed = told["b"]["timed"]["rows"]
+    assert {row["level"]: row["evaluations"]["truncated"] for row in timed} == saved
+    assert all(sum(row["evaluations"]["non_truncated"]) == 4 and row["seconds"]["truncated"] > 0 for row in timed)
+    alike = told["b"]["verdict"]["alike"]
+    assert len(alike) == 2 == len(told["b"]["pairs"])
+    for pair in told["b"]["pairs"]:
+        assert alike[pair["what"][0]] == (pair["ratio"]["low"] <= 1 <= pair["ratio"]["high"])
     assert told["a"]["verdict"]["best_level"] in LEVELS
+    best, (naive,) = told["a"]["verdict"], [r for r in told["a"]["rows"] if r["arm"] == "naive"]
+    chosen = next(r for r in told["a"]["rows"] if r["arm"] == "amortised" and r["level"] == best["best_level"])
+    assert chosen["of_seeds"][0] == min(r["of_seeds"][0] for r in told["a"]["rows"] if r["arm"] == "amortised")
+    assert best["naive_at_least_1.5"] == (best["naive_over_augmented"]["value"] >= 1.5)
+    assert best["naive_over_augmented"]["value"] == pytest.approx(naive["of_seeds"][1] / chosen["of_seeds"][1], rel=1e-6)
     assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
 
 
@@ -96,7 +110,8 @@ def test_an_arm_trains_its_own_stage_alone(bench: Any, tmp_path: Path, capsys: p
     bench("measure", "--experiments", "e")
     bench("tables", "--experiments", "e")
     told = json.loads((tmp_path / "out" / "e.json").read_text())
-    assert [pair["what"][0].split(",")[0] for pair in told["pairs"]] == ["no-class"] * 3
+    assert [pair["what"][0].split(",")[0] for pair in told["pairs"]] == ["no-class"] * 4  # and the best of each
+    assert told["pairs"][3]["what"][0] in {pair["what"][0] for pair in told["pairs"][:3]}
 
 
 def test_no_cascade_gets_the_training_flops_of_the_cascade() -> None:
@@ -130,3 +145,12 @@ def test_unknown_names_are_one_sentence(
     with pytest.raises(SystemExit) as ended:
         run.main(["train", "--data", "x", "--work", "y", *options])
     assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_missing_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for what, words in (("train", "train needs --data"), ("measure", "measure needs --data")):
+        with pytest.raises(SystemExit):
+            run.main([what, "--work", str(tmp_path)])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="arm amortised is not trained yet"):
+        run.main(["time", "--work", str(tmp_path)])
