@@ -1,21 +1,21 @@
 """The cells of the experiments: images of one arm at one level from one seed, as features on the disk.
 
 A cell is a file, and beside it stands all that it hangs on: a run that was stopped goes on, and a cell of other weights
-or settings is made anew. All cells of a seed share noise and classes; cells on real low-res images share these.
+or settings is made anew. All cells of a seed share noise and classes, and what their last stage stands on: finished low-res images are made once.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cdm.artifacts import make_folder, save_json
+from cdm.artifacts import make_folder, save_json, write_atomic
 from cdm.cascade import Cascade, image_seed, load_config
 from cdm.conditioning import make_low_res, upsample
 from cdm.config import CascadeConfig, SamplingConfig, to_dict
@@ -126,18 +126,39 @@ class Lab:
     ) -> tuple[torch.Tensor, tuple[int, ...]]:
         """uint8 at the size of the extractor's images."""
         seeds = torch.tensor([image_seed(cell.seed, int(i)) for i in indices])
-        if cell.source == GENERATED:
-            labels = torch.from_numpy(self.labels(GENERATED, indices))
+        labels, below = torch.from_numpy(self.labels(cell.source, indices)), len(cascade.stages) - 2
+        if below < 0 or cell.hand_over == "truncated":
             sampled = cascade.sample(labels, seeds, settings=settings, batch_size=len(seeds))
             made, evaluations = sampled.images[-1], sampled.evaluations
         else:
-            picked, labels = indices % self.val.count, torch.from_numpy(self.labels(REAL, indices))
-            real = make_low_res(to_float(self.val.pick(picked), FULL_8), cascade.config.sizes[-2])
-            made = carry_up(cascade, len(cascade.stages) - 2, real, labels, seeds, settings)[-1]
-            evaluations = (0,) * (len(cascade.stages) - 1) + settings.steps[-1:]
+            if cell.source == GENERATED:
+                low_res, spent = self._below(cell, cascade, settings, labels, seeds)
+            else:
+                picked, spent = indices % self.val.count, (0,) * (below + 1)
+                low_res = make_low_res(to_float(self.val.pick(picked), FULL_8), cascade.config.sizes[below])
+            made = carry_up(cascade, below, low_res.to(cascade.device), labels, seeds, settings)[-1]
+            evaluations = (*spent, settings.steps[-1])
         size = self.val.shape[-1]
         shown = made if made.shape[-1] == size else upsample(made, size)
         return to_bytes(shown, cell.name), evaluations
+
+    def _below(
+        self, cell: Cell, cascade: Cascade, settings: SamplingConfig, labels: torch.Tensor, seeds: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Images that the last stage stands on, and their evaluations: the same for all its levels and all arms that
+        share what is below it, so they are made once."""
+        below = len(cascade.stages) - 2
+        own = replace(settings, steps=settings.steps[: below + 1], aug_level=settings.aug_level[:below])
+        hashes = [stage.hash for stage in cascade.stages[: below + 1]]
+        key = key_of(hashes, to_dict(own), labels.tolist(), seeds.tolist())
+        path = make_folder(self.work / "low-res") / f"{key}.npz"
+        if not path.exists():
+            sampled = cascade.sample(labels, seeds, settings=settings, stop_after=below, batch_size=len(seeds))
+            stored = to_bytes(sampled.images[-1], cell.name)
+            arrays = {"images": stored.numpy(), "evaluations": np.array(sampled.evaluations)}
+            write_atomic(path, lambda file: np.savez(file, **arrays))
+        with np.load(path) as kept:
+            return to_float(kept["images"], FULL_8), tuple(kept["evaluations"].tolist())
 
 
 def settings_of(cascade: Cascade, cell: Cell) -> SamplingConfig:

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from paper import cells, latency, run
 from paper.plan import PLAN, arm_config, arm_images
 from tests.e2e.conftest import CLASSES, write_images
@@ -97,6 +99,34 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     assert best["naive_at_least_1.5"] == (best["naive_over_augmented"]["value"] >= 1.5)
     assert best["naive_over_augmented"]["value"] == pytest.approx(naive["of_seeds"][1] / chosen["of_seeds"][1], rel=1e-6)
     assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_images_are_those_of_the_cascade_and_what_is_below_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: int
+) -> None:
+    options = {"channels": 3, "num_labels": 2}
+    sizes = [stage_config(8, **options), stage_config(16, 8, **options), stage_config(32, 16, **options)][:stages]
+    cascade = random_cascade(*sizes, classes=CLASSES)
+    for stage in cascade.stages:
+        stage.hash = f"weights {stage.index}"
+    real = SimpleNamespace(class_names=CLASSES, shape=(3, sizes[-1].size, sizes[-1].size))
+    lab = cells.Lab(tmp_path, real, None, 8)
+    monkeypatch.setitem(PLAN, "sampling", {"base": ["ddpm", 3], "sr": ["dpmpp", 2]})
+    indices = np.arange(8)
+    expected = {}
+    for level in (0.0, 0.4):
+        cell = cells.Cell("amortised", cells.GENERATED, level, "non_truncated", 5)
+        settings = cells.settings_of(cascade, cell)
+        seeds = [cells.image_seed(5, i) for i in range(8)]
+        made = cascade.sample((indices % 2).tolist(), seeds, settings=settings, batch_size=8)
+        expected[level] = cells.to_bytes(made.images[-1], ""), made.evaluations
+    for level, (images, evaluations) in expected.items():
+        cell = cells.Cell("amortised", cells.GENERATED, level, "non_truncated", 5)
+        found, spent = lab._images(cell, cascade, cells.settings_of(cascade, cell), indices)
+        assert torch.equal(found, images) and spent == evaluations
+        monkeypatch.setattr(cascade, "sample", lambda *_, **__: pytest.fail("made again"))
+    assert not torch.equal(expected[0.0][0], expected[0.4][0])
 
 
 def test_an_arm_trains_its_own_stage_alone(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
