@@ -60,7 +60,7 @@ def compare(trials: LevelTrials, low: float, high: float, images: int) -> dict[s
         "seconds": {"search": round(searched_s, 1), "in full": round(all_s, 1)} if anew else None,
         "ratio": dict(zip(("value", "low", "high"), ends, strict=True)), "rejected": list(found.rejected),
         "in_full": {f"{level:g}": told(value) for level, value in values.items()},
-        "by_search": {f"{level:g}": {"images": count, "value": value} for level, (count, value) in found.values.items()},
+        "by_search": {f"{level:g}": {"images": n, "value": value} for level, (n, value) in found.values.items()},
     }  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=1024, help=f"images of a level, at least {LEAST_IMAGES}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--steps", type=lambda text: tuple(map(int, text.split(","))), help="of each stage, as 16,8 (default: the run's)"
+        "--steps",
+        type=lambda text: tuple(map(int, text.split(","))),
+        help="of each stage, as 16,8 (default: the run's)",
     )
     parser.add_argument("--hand-over", choices=HAND_OVERS, help="this one alone (default: both)")
     parser.add_argument("--work", type=Path, default=Path("runs/level-search"), help="features are kept here")
@@ -116,7 +118,9 @@ def run(options: argparse.Namespace) -> None:
             "torch": torch.__version__, "device": str(judge.cascade.device),
         }  # fmt: skip
         for way in HAND_OVERS if options.hand_over is None else (options.hand_over,):
-            settings = judge.cascade.settings(hand_over=way, **({} if options.steps is None else {"steps": options.steps}))
+            settings = judge.cascade.settings(
+                hand_over=way, **({} if options.steps is None else {"steps": options.steps})
+            )
             trials = bench.trials(stage, settings)
             found = compare(replace(trials, folder=bench.work / way), low, high, options.n)
             result[way] = {"settings": to_dict(settings), **found}

@@ -1,7 +1,8 @@
 """The cells of the experiments: images of one arm at one level from one seed, as features on the disk.
 
 A cell is a file, and beside it stands all that it hangs on: a run that was stopped goes on, and a cell of other weights
-or settings is made anew. All cells of a seed share noise and classes, and what their last stage stands on: finished low-res images are made once.
+or settings is made anew. All cells of a seed share noise and classes, and what their last stage stands on: finished
+low-res images are made once.
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ def run(options: argparse.Namespace) -> None:
     elif options.what == "time":
         (arm,) = PLAN["experiments"]["b"]["arms"]
         if not is_trained(arm, options.work):
-            raise UserError(f"arm {arm} is not trained yet, whose hand-overs are timed; expected: paper.run train first.")
+            raise UserError(
+                f"arm {arm} is not trained yet, whose hand-overs are timed; expected: paper.run train first."
+            )
         measure_latency(cascade_of(arm, options.work), arm, options.work)
     else:
         timed = load_json(path) if (path := latency_path(options.work)).exists() else None

@@ -19,7 +19,10 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(domain, "EFFORT", 30)
     monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
     noise = AugmentationConfig(level_min=0.0, level_max=0.5)
-    stages = stage_config(8, channels=3, num_labels=2), stage_config(16, 8, channels=3, num_labels=2, augmentation=noise)
+    stages = (
+        stage_config(8, channels=3, num_labels=2),
+        stage_config(16, 8, channels=3, num_labels=2, augmentation=noise),
+    )
     run = save_run(tmp_path / "letters", random_cascade(*stages, classes=CLASSES))
     for part, count in (("train", 20), ("val", 150)):
         for seed, name in enumerate(CLASSES):

@@ -97,7 +97,9 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     chosen = next(r for r in told["a"]["rows"] if r["arm"] == "amortised" and r["level"] == best["best_level"])
     assert chosen["of_seeds"][0] == min(r["of_seeds"][0] for r in told["a"]["rows"] if r["arm"] == "amortised")
     assert best["naive_at_least_1.5"] == (best["naive_over_augmented"]["value"] >= 1.5)
-    assert best["naive_over_augmented"]["value"] == pytest.approx(naive["of_seeds"][1] / chosen["of_seeds"][1], rel=1e-6)
+    assert best["naive_over_augmented"]["value"] == pytest.approx(
+        naive["of_seeds"][1] / chosen["of_seeds"][1], rel=1e-6
+    )
     assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
 
 
