@@ -10,7 +10,6 @@ sleep (GOMP_SPINCOUNT). Exits 1 if the median is over 3.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from record import check_out, made, one_sentence, save
+
+SCRIPT = "contention.py"
 LIMIT, ROUNDS, SECONDS, BATCH = 3.0, 5, 4.0, 64  # images per update
 CHILD = """
 import os
@@ -61,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/contention.json"))
     options = parser.parse_args(argv)
+    with one_sentence(SCRIPT):
+        check_out(options.out)
+    how = made(SCRIPT, argv)
     results: dict[str, Any] = {"cores": os.cpu_count(), "rounds": ROUNDS, "limit": LIMIT}
     for name, spins in (("as cdm sets it", "1000"), ("as it is by default", None)):
         pairs = [(speed(False, spins), speed(True, spins)) for _ in range(ROUNDS)]
@@ -73,8 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{name}: {statistics.median(ratios):.1f} times slower ({min(ratios):.1f} to {max(ratios):.1f})", flush=True
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    save(options.out, results, how)
     slower = results["as cdm sets it"]["slower"]["median"]
     if slower > LIMIT:
         raise SystemExit(f"{slower:.1f} times slower beside a busy process; expected at most {LIMIT:g}")

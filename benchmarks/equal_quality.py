@@ -14,20 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers.guided_diffusion import commit
+from peers.bounds import matmul_peak
+from peers.guided_diffusion import NET, commit
+from peers.timing import counted
+from record import check_out, made, one_sentence, save
 from torch import Tensor, nn
 
 import cdm.stage
-from cdm.artifacts import make_folder, save_json
+from cdm.artifacts import make_folder, read_log
 from cdm.cascade import image_seed
 from cdm.cli.main import main as cdm_main
 from cdm.cli.progress import counting_progress
@@ -38,8 +41,9 @@ from cdm.nn.unet import UNet
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import to_bytes
 from cdm.pipeline.judge import Judge, open_judge
-from cdm.runtime import set_threads
+from cdm.runtime import choose_dtype, set_threads
 
+SCRIPT = "equal_quality.py"
 SIZE, BLOCK, STEPS = 16, 128, 32
 
 
@@ -123,6 +127,30 @@ def measure(run: Path, options: argparse.Namespace, progress: Any) -> tuple[Judg
     return judge, features(judge, options.n, options.seed)
 
 
+def shares(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < share <= 1 for share in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has no shares of the peer's time; expected numbers of 0 to 1")
+    return found
+
+
+def work_of(judge: Judge, run: Path, precision: str) -> dict[str, Any]:
+    """Images seen, and the share of the matrix product's peak in the same precision that their arithmetic reaches."""
+    stage = judge.cascade.stages[0]
+    rows = read_log(run / stage.name / "log.jsonl")
+    net, x, told = deepcopy(stage.net).float(), torch.zeros(1, *stage.shape), torch.zeros(1)
+    labels = torch.zeros(1, dtype=torch.long) if stage.config.net.num_labels else None
+    flops = counted(lambda: net(x, told, labels, None))[1]
+    dtype = torch.float32 if precision == "fp32" else choose_dtype("auto", torch.device("cpu"))
+    rate = float(np.median([row["images_per_s"] for row in rows if row["images_per_s"]]))
+    peak = matmul_peak(judge.cascade.device, dtype)
+    return {"images": rows[-1]["images_seen"], "images_per_s": rate, "flops_of_an_image": flops,
+            "share_of_matmul_peak": 3 * flops * rate / peak}  # fmt: skip
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--peer", type=Path, help="a checkout of github.com/openai/guided-diffusion")
@@ -130,7 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val", help="real images kept from training")
     parser.add_argument("--work", type=Path, default=Path("runs/equal-quality"))
     parser.add_argument("--minutes", type=float, default=8.0, help="of the peer's net")
-    parser.add_argument("--shares", default="0.5,0.25", help="of that time, for ours")
+    parser.add_argument("--shares", type=shares, default=(0.5, 0.25), help="of that time, for ours: 0.5,0.25")
     parser.add_argument("--width", type=int, default=64, help="channels of the peer's net")
     parser.add_argument("--threads", type=int)
     parser.add_argument("-n", type=int, default=2048)
@@ -145,35 +173,42 @@ def main(argv: list[str] | None = None) -> None:
     if None in (options.peer, options.data, options.val):
         print("equal_quality is skipped: it needs --peer, --data and --val.")
         return
+    if not (options.peer / NET).exists():
+        print(f"equal_quality is skipped: {options.peer} has no {NET}.")
+        return
+    with one_sentence(SCRIPT):
+        run_all(options, made(SCRIPT, argv))
+
+
+def run_all(options: argparse.Namespace, how: dict[str, Any]) -> None:
+    check_out(options.out)
     set_threads(options.threads)
     build = peer_net(options.peer, options.width)
     more = options.train_options.split()
     arms = [("guided-diffusion, float32", build, options.minutes, "fp32")]
-    shares = [float(share) for share in options.shares.split(",")]
-    arms += [(f"ours, {share:g} of the time", None, options.minutes * share, "auto") for share in shares]
+    arms += [(f"ours, {share:g} of the time", None, options.minutes * share, "auto") for share in options.shares]
     rows, peer, found = {}, None, {}
     for name, net, minutes, precision in arms:
         run = options.work / name.replace(", ", "-").replace(" ", "-")
         with nets_by(net), counting_progress() as progress:
             train(run, options.data, minutes, precision, options.threads, more)
             judge, rows[name] = measure(run, options, progress)
+            work = work_of(judge, run, precision)
         real = judge.reference(SIZE)
         distance = frechet_estimate(real, rows[name], judge.labels)
         peer = rows[name] if peer is None else peer
         ratio = None if net is build else frechet_ratio(real, rows[name], peer, judge.labels)
         found[name] = {
             "minutes": minutes,
+            **work,
             "parameters": sum(p.numel() for p in judge.cascade.stages[0].net.parameters()),
             "distance": [distance.value, distance.low, distance.high],
             "ratio_to_peer": None if ratio is None else [ratio.value, ratio.low, ratio.high],
         }
         print(json.dumps({name: found[name]}), flush=True)
-    save_json(options.out, {
-        "peer_commit": commit(options.peer), "data": Path(options.data).name, "images": options.n,
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
-        "arms": found,
-    })  # fmt: skip
-    print(f"written to {options.out}")
+    peer_commit, data = commit(options.peer), Path(options.data).name
+    told = {"peer_commit": peer_commit, "data": data, "images": options.n, "cores": os.cpu_count(), "arms": found}
+    save(options.out, told, how)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
+from record import check_out, made, one_sentence, save
 from torch import Tensor
 
 from cdm.artifacts import load_json, make_folder, save_json
@@ -59,6 +59,7 @@ from cdm.stage import Stage
 from cdm.types import Cond, Image, Labels
 
 Levels = Float64[Tensor, " n"]
+SCRIPT = "few_evaluations.py"
 BLOCK = 128
 FAST, REFERENCE, LONG = (16, 8), 256, 1000
 TIMED = 64
@@ -311,16 +312,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse(argv))
-    except UserError as error:
-        raise SystemExit(f"few_evaluations: {error}") from error
+    with one_sentence(SCRIPT):
+        run(parse(argv), argv)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
     if options.data is None:
         print("few_evaluations is skipped: no --data names the real images that its distances are measured to.")
         return
+    if not (options.run / "cascade.json").exists():
+        raise UserError(f"{options.run} is not a run folder (no cascade.json in it); expected the --out of cdm train.")
+    if options.fronts is not None and not options.fronts.exists():
+        raise UserError(f"--fronts is {options.fronts}, which is not there; expected RUN/tuning/fronts.json.")
+    check_out(options.out)
     set_threads(None)
     asked = EvaluateRequest(
         subject=str(options.run), data=options.data, train_data=options.train_data, out=options.work,
@@ -329,28 +333,27 @@ def run(options: argparse.Namespace) -> None:
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
         fast = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
+        how = made(SCRIPT, argv, judge.cascade.device)
         planned = arms(judge, fast, options.seed, options.reference, options.long)
         planned = recorded(planned, fast, options.work, judge.cascade.hash)
-        made = [Features(judge, arm, options.seed, options.work) for arm in planned]
+        each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
-        short, long = made[:2], made[2:]
+        short, long = each_arm[:2], each_arm[2:]
         for features, images in [(each, count) for each in short] + [(each, longer) for each in long]:
             for block in features.missing(images):
                 features.make(block, progress)
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
-            "images": count, "seed": options.seed, "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(), "torch": torch.__version__, "device": str(judge.cascade.device),
+            "images": count, "seed": options.seed, "cores": os.cpu_count(), "device": str(judge.cascade.device),
             "settings": {arm.name: to_dict(arm.settings) for arm in planned},
             "figures": figures(judge, short, count),
             "of_the_base_alone": {"images": longer, **figures(judge, long, longer)["base"]},
         }  # fmt: skip
         if not options.no_timing:
             result["wall_clock"] = wall_clock(judge, planned[0].settings, options.long, TIMED)
-    save_json(options.out, result)
     told_at_once = ("figures", "of_the_base_alone", "wall_clock")
     print(json.dumps({name: result[name] for name in told_at_once if name in result}, indent=1))
-    print(f"written to {options.out}")
+    save(options.out, result, how)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from record import check_out, made, one_sentence, save
 
-from cdm.artifacts import save_json
 from cdm.cli.progress import counting_progress
 from cdm.config import to_dict
-from cdm.errors import UserError
 from cdm.evaluate.intervals import Estimate
 from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_level_bench import LevelBench, halves, searched_stages
@@ -34,6 +31,8 @@ from cdm.pipeline.tune_levels import GRID, level_grid, search_levels
 from cdm.pipeline.tune_request import HAND_OVERS, LEAST_IMAGES, TuneRequest
 from cdm.pipeline.tune_search import Budget
 from cdm.runtime import set_threads
+
+SCRIPT = "level_search.py"
 
 
 def told(estimate: Estimate) -> dict[str, Any]:
@@ -88,13 +87,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.data is None:
         print("level_search is skipped: no --data names the real images that its distances are measured to.")
         return
-    try:
-        run(options)
-    except UserError as error:
-        raise SystemExit(f"level_search: {error}") from error
+    with one_sentence(SCRIPT):
+        run(options, made(SCRIPT, argv))
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, how: dict[str, Any]) -> None:
+    check_out(options.out)
     set_threads(None)
     copy = options.work / "run"
     if options.run.exists() and not copy.exists():
@@ -114,8 +112,7 @@ def run(options: argparse.Namespace) -> None:
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "stage": judge.cascade.stages[stage].name,
             "extractor": judge.extractor.hash, "real_images": half.count, "seed": options.seed, "levels": GRID,
-            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "torch": torch.__version__, "device": str(judge.cascade.device),
+            "cores": os.cpu_count(), "device": str(judge.cascade.device),
         }  # fmt: skip
         for way in HAND_OVERS if options.hand_over is None else (options.hand_over,):
             settings = judge.cascade.settings(
@@ -124,12 +121,11 @@ def run(options: argparse.Namespace) -> None:
             trials = bench.trials(stage, settings)
             found = compare(replace(trials, folder=bench.work / way), low, high, options.n)
             result[way] = {"settings": to_dict(settings), **found}
-            save_json(options.out, result)
+            save(options.out, result, how)
             images, apart = found["images"], found["steps_apart"]
             print(f"{way}: the search says {found['best']['search']:g} by {images['search']:,} images, all in full say "
                   f"{found['best']['in full']:g} by {images['in full']:,}: {apart} steps apart, "
                   f"{images['share']:.2f} of the cost")  # fmt: skip
-    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/readme_table.py
 
-Writes between two marks in README.md. Every peer stands there in the setting that is fastest for it, in every case and
-on both machines; below the table, where a peer was faster and what was not measured. Ratios below 1.05 have two
-decimals.
+Writes between two marks in README.md. Every peer stands there in the fastest of the settings that were measured for
+it, in every case and on both machines; below the table, where a peer was faster and what was not measured. Ratios below
+1.05 have two decimals.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def told(ratio: dict[str, float]) -> str:
 def ratios(case: dict[str, Any], what: str) -> dict[str, dict[str, float]]:
     """Of all contenders in a measured case; nothing of ``{}``."""
     parts = (case, case.get("own_architecture", {}))
-    return {name: ratio for part in parts for name, ratio in part.get(what, {"ratio": {}})["ratio"].items()}
+    found = {name: ratio for part in parts for name, ratio in part.get(what, {"ratio": {}})["ratio"].items()}
+    return {name: ratio for name, ratio in found.items() if peer_of(name) != "cdm"}  # our own net, compiled
 
 
 def measured(machines: list[dict[str, Any]], case: Case) -> list[dict[str, Any]]:
@@ -46,6 +47,11 @@ def measured(machines: list[dict[str, Any]], case: Case) -> list[dict[str, Any]]
 
 def peer_of(contender: str) -> str:
     return contender.split(", ")[0]
+
+
+def kind_of(contender: str) -> str:
+    """A peer, or a peer compiled."""
+    return f"{peer_of(contender)}{' compiled' if contender.endswith('compiled') else ''}"
 
 
 def row(case: Case, found: list[dict[str, Any]], peer: str) -> str:
@@ -75,7 +81,9 @@ def name_of(machine: dict[str, Any]) -> str:
 
 
 def lost(machines: list[dict[str, Any]]) -> str:
-    """Where a peer was faster in a round."""
+    """Where a peer was faster in a round; nothing where none was measured."""
+    if not any(ratios(one, what) for case in CASES for one in measured(machines, case) for what in WHAT):
+        return ""
     found = [
         f"{name} in {word} at {case.size} pixels on {name_of(machine)}, {told(ratio)}"
         for case in CASES
@@ -88,8 +96,18 @@ def lost(machines: list[dict[str, Any]]) -> str:
 
 
 def missing(machines: list[dict[str, Any]]) -> str:
-    found = {case.name: [name_of(m) for m in machines if case.name not in m["cases"]] for case in CASES}
-    each = [f"the net `{case}` on {' and on '.join(where)}" for case, where in found.items() if where]
+    """Nets that a machine was not given, and contenders that only another net or machine had."""
+    all_of = {
+        kind_of(name) for m in machines for one in m["cases"].values() for what in WHAT for name in ratios(one, what)
+    }
+    each = []
+    for machine in machines:
+        for case in CASES:
+            one = machine["cases"].get(case.name)
+            had = {kind_of(name) for what in WHAT for name in ratios(one or {}, what)}
+            lost = ["all"] if one is None else sorted(all_of - had)
+            if lost:
+                each.append(f"`{case.name}` on {name_of(machine)}: {', '.join(lost)}")
     return f" Not measured: {'; '.join(each)}." if each else ""
 
 
@@ -98,7 +116,7 @@ def table(machines: list[dict[str, Any]]) -> str:
     heads = [head for machine in machines for head in (f"{name_of(machine)}: {words[0]}", *words[1:])]
     lines = [f"| our images/s, divided by those of | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     rounds = " and ".join(dict.fromkeys(str(machine["rounds"]) for machine in machines))
-    note = f"Median, and least to most, of {rounds} rounds; each peer in the setting that is fastest for it. "
+    note = f"Median, and least to most, of {rounds} rounds; each peer in the fastest of the settings measured for it. "
     return "\n".join([*lines, *rows(machines), "", fill(note + lost(machines) + missing(machines), WIDTH)]) + "\n"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import check_out, made, one_sentence, save
 from torch import Tensor
 
 from cdm.config import DataConfig, StageConfig
@@ -33,6 +35,7 @@ from cdm.runtime import choose_device, choose_dtype, precision_name
 from cdm.samplers import SAMPLERS, drain, make_grid, num_steps
 from cdm.types import Cond
 
+SCRIPT = "sampler_overhead.py"
 BATCH, STEPS, REPEATS = 16, 16, 9
 LIMITS = {"dpmpp": 0.03, "ddim": 0.03, "heun": 0.03}
 NOISY_LIMIT = 0.08  # of all others, which draw fresh noise in each step
@@ -117,15 +120,23 @@ def measure(net_ms: float | None) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time; expected a number above 0")
+    return value
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--net-ms", type=float, help="time of one evaluation; left out, it is measured")
+    parser.add_argument("--net-ms", type=positive, help="time of one evaluation; left out, it is measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampler_overhead.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    with one_sentence(SCRIPT):
+        check_out(options.out)
+    how = made(SCRIPT, argv, choose_device())
     result = measure(options.net_ms)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    save(options.out, result, how)
     over = [name for name, row in result["samplers"].items() if row["overhead"] > row["limit"]]
     if over:
         sys.exit(f"sampler_overhead: over its limit: {', '.join(over)}")

@@ -9,7 +9,6 @@ is one `cdm evaluate` process, its start included. Exits 1 above 120 s for 10,00
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,9 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from record import check_out, made, one_sentence, save
 
 from cdm.data.letters import draw
+from cdm.errors import UserError
 
+SCRIPT = "scoring.py"
 SIDE, SEED, WARM_UP = 64, 5, 2048
 DATA, EXTRACTOR = "builtin:letters", "domain"
 MOST_SECONDS, MOST_BYTES = 120.0, 2e9
@@ -53,6 +55,11 @@ def score(images: Path, out: Path, cache: Path) -> tuple[float, int]:
 
 def main(out: Path = Path("benchmarks/results/scoring.json"), counts: tuple[int, ...] = (10_000, 50_000)) -> int:
     """Time evaluations of so many images. Returns 1 where one is over its limit."""
+    with one_sentence(SCRIPT):
+        check_out(out)
+        if not counts or min(counts) < 1:
+            raise UserError(f"--counts is {' '.join(map(str, counts)) or 'empty'}; expected numbers of at least 1.")
+    how = made(SCRIPT, None)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -63,10 +70,7 @@ def main(out: Path = Path("benchmarks/results/scoring.json"), counts: tuple[int,
             seconds, peak = score(here / "images.npz", here / f"report-{count}", here / "cache")
             rows.append({"images": count, "seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)})
             print(rows[-1])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"side": SIDE, "cores": os.cpu_count(), "torch": torch.__version__, "runs": rows}, indent=1)
-    )
+    save(out, {"side": SIDE, "cores": os.cpu_count(), "torch": torch.__version__, "runs": rows}, how)
     slow = any(row["images"] <= 10_000 and row["seconds"] > MOST_SECONDS for row in rows)
     return int(slow or any(row["peak_gb"] > MOST_BYTES / 1e9 for row in rows))
 

@@ -17,17 +17,14 @@ GFLOP/s: images per second times the GFLOPs of the net's forward pass on an imag
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peers import guided_diffusion, ours, training
@@ -35,13 +32,17 @@ from peers.bounds import convolutions_alone, matmul_peak
 from peers.cases import CASES, Case, Contender, inputs, wake
 from peers.roster import PEERS, OtherPeer, Present, folders, present, release, short
 from peers.timing import alternate, counted, parameters, spread
+from record import check_out, machine, made, save
 from torch import nn
 
+from cdm.artifacts import load_json
 from cdm.cli.say import say
 from cdm.errors import UserError
 from cdm.nn.unet import UNet
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 
+SCRIPT = "throughput.py"
+T = TypeVar("T")
 SAME_OUTPUT, SAME_FLOPS = 1e-5, 0.01
 PASSES = {"train": 3, "forward": 1}  # a backward pass costs two forward passes
 
@@ -80,14 +81,15 @@ def check_same(case: Case, peer: nn.Module, copy_into: Callable[[nn.Module, Any]
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 
-def attempt(label: str, make: Callable[[], Contender], left_out: set[str]) -> list[Contender]:
-    """The contender after one update and one pass; nothing where it fails, which is said once for all cases."""
+def attempt(label: str, make: Callable[[], T], left_out: set[str]) -> list[T]:
+    """A net, or a contender after one update and one pass; nothing where it fails, which is said once for all cases."""
     if label in left_out:
         return []
     try:
         made = make()
-        made.train()
-        made.forward()
+        if isinstance(made, Contender):
+            made.train()
+            made.forward()
     except Exception as error:  # a foreign net or a compiler may raise anything
         left_out.add(label)
         say(f"{label} is left out from here on: it fails ({short(error)}).")
@@ -149,7 +151,11 @@ def own_architecture(
 
 
 def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int], left_out: set[str]) -> LineUp:
-    contenders = [ours.contender(case, device, choose_dtype("auto", device))]
+    dtype = choose_dtype("auto", device)
+    contenders = [ours.contender(case, device, dtype)]
+    if peers.compiled:
+        compiled = partial(ours.contender, case, device, dtype, compiled=True)
+        contenders += attempt(f"{contenders[0].name}, compiled", compiled, left_out)
     for peer in peers.same:
         for mode in peer.modes:
             make = partial(peer.contender, case, device, mode)
@@ -158,7 +164,7 @@ def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int
     sizes: dict[str, dict[str, int]] = {}
     flops = {contenders[0].name: own["flops"]}
     for peer in peers.others:
-        for mode in ("documented", "best"):
+        for mode in ("documented", "best", *(["compiled"] if peers.compiled else [])):
             make = partial(own_architecture, peer, case, own["parameters"], device, mode, sizes)
             made = attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
             contenders += made
@@ -171,7 +177,9 @@ def measure(
 ) -> dict[str, Any]:
     print(f"\n{case.name}: {case.size} pixels, batch {case.batch}", flush=True)
     own, dtype = own_size(case)[1], choose_dtype("auto", device)
-    same = {peer.name: check_same(case, peer.build(case), peer.copy_into) for peer in peers.same}
+    built = {peer: net for peer in peers.same for net in attempt(peer.name, partial(peer.build, case), left_out)}
+    same = {peer.name: check_same(case, net, peer.copy_into) for peer, net in built.items()}
+    peers = replace(peers, same=list(built))
     line = line_up(case, device, peers, own, left_out)
     mine, *others = line.flops
     peak = matmul_peak(device, dtype)
@@ -195,18 +203,6 @@ def measure(
     return result
 
 
-def machine(device: torch.device) -> str:
-    """The GPU, or the processor and its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
-
-
 def chosen(names: str) -> list[Case]:
     known = {case.name: case for case in CASES}
     unknown = [name for name in names.split(",") if name not in known]
@@ -219,13 +215,37 @@ def without(peers: Present, names: list[str]) -> Present:
     for name in names:
         if name not in PEERS:
             raise UserError(f"unknown peer {name!r} in --without; expected some of {', '.join(PEERS)}.")
-    return Present(
-        [peer for peer in peers.same if peer.name not in names],
-        [peer for peer in peers.others if peer.name not in names],
+    return replace(
+        peers,
+        same=[peer for peer in peers.same if peer.name not in names],
+        others=[peer for peer in peers.others if peer.name not in names],
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def kept(out: Path, device: str, cases: list[Case], peers: Present) -> dict[str, Any]:
+    """What the file has of cases that are not measured now.
+
+    Raises:
+        UserError: it is another machine's, or has peers that this call would drop.
+    """
+    if not out.exists():
+        return {}
+    told = load_json(out)
+    if told["device"] != device:
+        raise UserError(f"{out} is of {told['device']}, this is {device}; expected another --out.")
+    names, measured = {peer.name for peer in (*peers.same, *peers.others)}, told["cases"]
+    for case in cases:
+        before = measured.get(case.name, {})
+        had = {*before.get("same", {}), *before.get("own_architecture", {}).get("sizes", {})}
+        if lost := sorted(had - names):
+            raise UserError(
+                f"{out} has {', '.join(lost)} for {case.name}, which this call would not measure; expected the same "
+                "peers and more, or another --out."
+            )
+    return {name: case for name, case in measured.items() if name not in [case.name for case in cases]}
+
+
+def run(options: argparse.Namespace, argv: list[str] | None) -> None:
     if options.rounds < 1 or not 0 < options.seconds < math.inf:
         raise UserError(
             f"got --rounds {options.rounds} and --seconds {options.seconds:g}; expected at least 1 and above 0."
@@ -234,24 +254,22 @@ def run(options: argparse.Namespace) -> None:
     device, threads = choose_device(options.device), set_threads(options.threads)
     peers = without(present(brought, options.compile, say), options.without.split(",") if options.without else [])
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
-    results: dict[str, Any] = {
-        "device": machine(device),
-        "threads": threads,
-        "torch": torch.__version__,
-        "precision": precision_name(choose_dtype("auto", device)),
-        "guided_diffusion_commit": guided_diffusion.commit(guided) if guided else None,
-        "versions": {peer.name: release(peer.name) for peer in (*peers.same, *peers.others)},
-        "rounds": options.rounds,
-        "cases": {},
-    }
-    left_out: set[str] = set()
     short_name = torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type
     out = options.out or Path(f"benchmarks/results/throughput-{short_name}.json")  # as readme_table.py reads it
+    commit = guided_diffusion.commit(guided) if guided else None
+    if commit == guided_diffusion.UNKNOWN:
+        say(f"the commit of guided-diffusion is unknown: {guided} is no git checkout and has no file COMMIT.")
+    how, left_out = made(SCRIPT, argv, device), set[str]()
+    how |= {
+        "threads": threads, "precision": precision_name(choose_dtype("auto", device)),
+        "guided_diffusion_commit": commit,
+        "versions": {peer.name: release(peer.name) for peer in (*peers.same, *peers.others)},
+    }  # fmt: skip
+    results: dict[str, Any] = {"device": machine(device), "rounds": options.rounds, "cases": {}}
+    results["cases"] = kept(check_out(out), results["device"], cases, peers)
     for case in cases:
-        results["cases"][case.name] = measure(case, device, peers, left_out, options)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {out}")
+        results["cases"][case.name] = {"made": how, **measure(case, device, peers, left_out, options)}
+        save(out, results, how)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -261,12 +279,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cases", default="base64-32px,base32-16px", help=", ".join(c.name for c in CASES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")
-    parser.add_argument("--compile", action="store_true", help="compiled diffusers too (minutes)")
+    parser.add_argument("--compile", action="store_true", help="all of them compiled too (minutes each)")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/throughput-DEVICE.json")
     try:
-        run(parser.parse_args(argv))
+        run(parser.parse_args(argv), argv)
     except UserError as error:
         print(f"throughput: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -14,19 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from peers import training
 from peers.cases import Case, Contender, copy_pairs, inputs, layers, wake
 
 EMA_RATE = 0.9999  # its default
+UNKNOWN = "unknown"
 NET = "guided_diffusion/unet.py"
 
 
 def commit(folder: Path) -> str:
-    """The commit of the folder, or "unknown"."""
+    """Of the folder, by its file COMMIT or as a checkout of its own, not as a part of another repository."""
     note = folder / "COMMIT"
     if note.exists():
         return note.read_text().strip()
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True).stdout.split("\n")
+    return found[1] if len(found) > 1 and Path(found[0]).resolve() == folder.resolve() else UNKNOWN
 
 
 def load(folder: Path, module: str) -> Any:
@@ -82,7 +85,8 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
 
 
 def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Contender:
-    """``mode``: "documented" (float32, its own fp16 on a GPU) or "best" (bf16 autocast, channels-last, fused AdamW)."""
+    """``mode``: "documented" (float32, its own fp16 on a GPU) "best" (bf16 autocast, channels-last, fused AdamW) or
+    "compiled" (the same, compiled)."""
     documented = mode == "documented"
     fp16 = documented and device.type == "cuda"
     net = build(folder, case, fp16=fp16)
@@ -96,11 +100,12 @@ def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Cont
     trainer = util.MixedPrecisionTrainer(model=net, use_fp16=fp16, fp16_scale_growth=1e-3, initial_lg_loss_scale=10.0)
     optimizer = torch.optim.AdamW(trainer.master_params, lr=1e-4, fused=None if documented else True)
     averages = [p.detach().clone() for p in trainer.master_params]
+    run: Any = torch.compile(net) if mode == "compiled" else net
 
     def train() -> None:
         trainer.zero_grad()
         with amp:  # around the backward pass too: its attention is computed again there, always
-            out = net(x, told)
+            out = run(x, told)
             trainer.backward((out.float() - target).square().mean())
         trainer.optimize(optimizer)
         if documented:
@@ -111,7 +116,7 @@ def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Cont
     @torch.no_grad()
     def forward() -> object:
         with amp:
-            return net(x, told)
+            return run(x, told)
 
-    name = f"guided-diffusion, {('fp16' if fp16 else 'float32, as documented') if documented else 'bf16 channels-last'}"
-    return Contender(name, train, forward, net, case.batch)
+    name = "fp16" if fp16 else training.MODES[mode]
+    return Contender(f"guided-diffusion, {name}", train, forward, net, case.batch)

@@ -48,9 +48,13 @@ def build(case: Case, device: torch.device, dtype: torch.dtype) -> Stage:
     return stage.to(device, dtype)
 
 
-def contender(case: Case, device: torch.device, dtype: torch.dtype) -> Contender:
-    """The update that ``cdm train`` makes: it also draws its own noise and levels, and reads its counters late."""
+def contender(case: Case, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Contender:
+    """The update that ``cdm train`` makes: it also draws its own noise and levels, and reads its counters late.
+    ``compiled``: its net by torch.compile, which cdm does not do."""
     stage, still = build(case, device, dtype), build(case, device, dtype).for_sampling()
+    if compiled:
+        stage.net.compile()
+        still.net.compile()
     trainee, rng = Trainee(stage), Rng(0)
     x, logsnr, _ = inputs(case, device)
     batch = Batch(x, None, torch.arange(case.batch, device=device))
@@ -63,4 +67,4 @@ def contender(case: Case, device: torch.device, dtype: torch.dtype) -> Contender
         return still.denoiser.raw(x, logsnr, Cond())[0]  # type: ignore[attr-defined]
 
     name = {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
-    return Contender(f"cdm, {name}", train, forward, still.net, case.batch)
+    return Contender(f"cdm, {name}{', compiled' if compiled else ''}", train, forward, still.net, case.batch)

@@ -44,8 +44,11 @@ class OtherPeer:
 
 @dataclass(frozen=True)
 class Present:
+    """compiled: all are timed compiled too."""
+
     same: list[SamePeer]
     others: list[OtherPeer]
+    compiled: bool
 
 
 def folders(asked: list[str]) -> dict[str, Path]:
@@ -95,6 +98,7 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
         return works(name, load)
 
     same: list[SamePeer] = []
+    modes = ("documented", "best", *(("compiled",) if compiled else ()))
     folder = brought.get("guided-diffusion")
     if folder is None:
         say("guided-diffusion is skipped: no --peer guided-diffusion=PATH names a checkout of it.")
@@ -107,11 +111,10 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
                 partial(guided_diffusion.build, folder),
                 guided_diffusion.copy_into,
                 partial(guided_diffusion.contender, folder),
-                ("documented", "best"),
+                modes,
             )
         )
     if installed("diffusers", "diffusers", lambda: import_module("diffusers").UNet2DModel):
-        modes = ("documented", "best", *(("compiled",) if compiled else ()))
         same.append(
             SamePeer("diffusers", diffusers_unet.build, diffusers_unet.copy_into, diffusers_unet.contender, modes)
         )
@@ -123,4 +126,4 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
         )
         if installed(name, name.replace("-", "_"), load)
     ]
-    return Present(same, others)
+    return Present(same, others, compiled)

@@ -80,6 +80,17 @@ def test_a_foreign_net_is_trained_and_judged_beside_ours(
     peer, ours = arms["guided-diffusion, float32"], arms["ours, 0.5 of the time"]
     assert peer["ratio_to_peer"] is None and peer["parameters"] < 10_000 < ours["parameters"]
     assert ours["ratio_to_peer"][0] == pytest.approx(ours["distance"][0] / peer["distance"][0], rel=1e-6)
-    assert (peer["minutes"], ours["minutes"]) == (2, 1)
+    assert (peer["minutes"], ours["minutes"]) == (2, 1) and (peer["images"], ours["images"]) == (1280, 640)
+    assert all(arm["flops_of_an_image"] > 1000 and 0 < arm["share_of_matmul_peak"] < 1 for arm in (peer, ours))
     assert kinds["PeerNet"] == ["inner.inner.weight"]  # ends, embeddings and attention are AdamW's
     assert any(name.startswith("encoder.") for name in kinds["UNet"])
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--data", "x", "--val", "y", "--out", str(tmp_path / "o.json"))
+    equal_quality.main(["--peer", str(tmp_path), *data])
+    assert f"equal_quality is skipped: {tmp_path} has no guided_diffusion/unet.py." in capsys.readouterr().out
+    for shares in ("x", "2", "0.5,0", "nan"):
+        with pytest.raises(SystemExit) as ended:
+            equal_quality.main(["--peer", str(tmp_path), *data, "--shares", shares])
+        assert ended.value.code == 2 and "expected numbers of 0 to 1" in capsys.readouterr().err

@@ -37,12 +37,25 @@ def test_each_peer_stands_at_its_fastest_and_what_is_lost_or_missing_is_told() -
     assert lines[3] == f"| b, its own net, about 8.0 M parameters at 32 pixels | {once} |  |  |  |"
     note = " ".join(lines[5:])
     assert f"faster in some rounds: a, fast in training at 32 pixels on GPU, {at}; a, fast in sampling at 32" in note
-    assert "the net `base32-16px` on GPU and on CPU, 2 cores; the net `adm64` on GPU and on CPU, 2 cores." in note
+    assert "Not measured: `base32-16px` on GPU: all; `adm64` on GPU: all; `base64-32px` on CPU, 2 cores: b;" in note
 
 
 def test_no_loss_is_told_too() -> None:
     note = readme_table.table([machine("GPU", a=ratio(1.2, 2, 3))]).replace("\n", " ")
     assert "No peer was faster in any round." in note
+
+
+def test_without_a_peer_nothing_is_claimed_and_our_own_net_is_none() -> None:
+    alone = machine("GPU", **{"cdm, bf16, compiled": ratio(0.9, 1, 1.1)})
+    note = readme_table.table([alone]).replace("\n", " ")
+    assert "faster in" not in note and "cdm" not in note
+    beside = machine("GPU", **{"a, bf16": ratio(2, 3, 4)})
+    beside["cases"]["base32-16px"] = {
+        what: {"ratio": {"a, bf16, compiled": ratio(1, 2, 3)}} for what in ("train", "forward")
+    }
+    beside["cases"]["base32-16px"]["same"] = {"a": {"parameters": 1_000_000}}
+    note = readme_table.table([beside]).replace("\n", " ")
+    assert "Not measured: `base64-32px` on GPU: a compiled; `base32-16px` on GPU: a; `adm64` on GPU: all." in note
 
 
 def test_a_readme_without_marks_is_refused() -> None:

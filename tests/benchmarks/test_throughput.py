@@ -158,6 +158,47 @@ def test_a_peer_that_is_not_wanted_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_bounds")
+def test_a_file_keeps_what_is_not_measured_again_and_never_loses_a_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "CASES", (TINY, replace(TINY, name="other")))
+    first = measure(tmp_path)
+    measure(tmp_path, "--without", "diffusers", "--cases", "other")
+    told = json.loads((tmp_path / "throughput.json").read_text())
+    assert told["cases"]["tiny"] == first and told["cases"]["other"]["same"] == {}
+    assert "--without diffusers" in told["cases"]["other"]["made"]["command"] != first["made"]["command"]
+    with pytest.raises(SystemExit) as ended:
+        measure(tmp_path, "--without", "diffusers")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "has diffusers for tiny, which this call would not measure; expected" in said
+    monkeypatch.setattr(throughput, "machine", lambda device: "another")
+    with pytest.raises(SystemExit):
+        measure(tmp_path)
+    assert "this is another; expected another --out" in capsys.readouterr().err
+    assert json.loads((tmp_path / "throughput.json").read_text()) == told
+
+
+@pytest.mark.usefixtures("no_bounds")
+def test_a_peer_that_cannot_be_built_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gd" / "guided_diffusion").mkdir(parents=True)
+    (tmp_path / "gd" / "guided_diffusion" / "unet.py").write_text("class UNetModel: pass\n")
+    names = [each for each in sys.modules if each.startswith("guided_diffusion")]
+    kept = {name: sys.modules.pop(name) for name in names}
+    path = list(sys.path)
+    try:
+        case = measure(tmp_path, "--peer", f"guided-diffusion={tmp_path / 'gd'}")
+    finally:
+        sys.path[:] = path
+        for name in [each for each in sys.modules if each.startswith("guided_diffusion")]:
+            del sys.modules[name]
+        sys.modules.update(kept)
+    said = capsys.readouterr().out
+    assert "guided-diffusion is left out from here on: it fails (TypeError: UNetModel() takes no arguments)." in said
+    assert f"the commit of guided-diffusion is unknown: {tmp_path / 'gd'} is no git checkout" in said
+    assert case["same"].keys() == {"diffusers"}
+
+
+@pytest.mark.usefixtures("no_bounds")
 def test_a_folder_without_the_peer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = measure(tmp_path, "--peer", f"guided-diffusion={tmp_path}")
     assert f"guided-diffusion is skipped: {tmp_path} has no guided_diffusion/unet.py.\n" in capsys.readouterr().out
