@@ -49,26 +49,22 @@ def test_precision_is_chosen_by_speed():
     assert all(precision_name(dtype) == name for name, dtype in PRECISIONS.items())
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("int8", "unknown precision 'int8'; expected auto, fp32, bf16, fp16"),
-        ("fp16", "precision fp16 is not supported on a CPU; expected fp32 or bf16 there"),
-    ],
-)
-def test_precisions_that_do_not_work(asked, message):
-    with pytest.raises(UserError, match=message):
-        choose_dtype(asked, CPU)
-
-
-def test_training_knows_no_fp16():
-    """Neither by its list, nor where the device could."""
+def test_a_precision_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match="unknown precision 'int8'; expected auto, fp32, bf16, fp16\\."):
+        choose_dtype("int8", CPU)
     with pytest.raises(UserError, match="unknown precision 'int8'; expected auto, fp32, bf16\\."):
         choose_dtype("int8", CPU, training=True)
-    for device in (CPU, torch.device("cuda")):
-        with pytest.raises(UserError, match="fp16, whose gradients underflow in training; expected auto, fp32 or bf16"):
-            choose_dtype("fp16", device, training=True)
-    assert choose_dtype("bf16", CPU, training=True) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("training", "why"), [(False, "this is a CPU"), (True, "gradients underflow in it")])
+def test_a_precision_that_cannot_be_had_falls_back_and_it_is_said(training, why):
+    said = []
+    usual = choose_dtype("auto", CPU)
+    assert choose_dtype("fp16", CPU, training=training, say=said.append) == usual
+    assert said == [f"precision fp16 is not supported here, for {why}: going on with {precision_name(usual)}"]
+    with pytest.warns(UserWarning, match="going on with"):
+        choose_dtype("fp16", CPU, training=training)
+    assert choose_dtype("bf16", CPU, training=training, say=said.append) == torch.bfloat16 and len(said) == 1
 
 
 def test_threads():

@@ -13,7 +13,7 @@ from cdm.config import SamplingConfig, ScheduleConfig
 from cdm.errors import UserError
 from cdm.samplers import SAMPLERS, make_grid, num_evaluations, num_steps
 from cdm.samplers.base import clip_dynamically
-from cdm.settings import of_stage, stage_grid
+from cdm.settings import lost_grids, of_stage, stage_grid
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,9 @@ def test_tuned_levels_are_used_as_long_as_no_other_steps_are_asked_for(cascade: 
     other = tuned.settings(steps=[4])
     assert other.grid == "logsnr,tuned,tuned" and other.levels == ((), *levels[1:]) and other.steps == (4, 2, 1)
     assert tuned.settings(steps=[3, 2, 1], sampler="dpmpp").levels == levels  # the same as without
+    said = lost_grids(tuned.config, other)
+    assert said == ["stage 0 of 8 pixels is sampled on the grid logsnr: its own was made for 3 evaluations of dpmpp"]
+    assert len(lost_grids(tuned.config, tuned.settings(sampler="ddim"))) == 3 and not lost_grids(tuned.config, settings)
     with pytest.raises(UserError, match="stage 0 has no tuned one for its sampler and steps"):
         tuned.settings(steps=[4], grid="tuned")
     assert tuned.settings(grid="edm").levels == ()

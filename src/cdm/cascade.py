@@ -7,6 +7,7 @@ result.images[-1]  # float32 [3, C, H, W] in [-1, 1]; result.images[0] is the ba
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -89,15 +90,16 @@ class Cascade:
         precision: str = "auto",
         stages: Sequence[int] | None = None,
         offload: bool = False,
+        say: Callable[[str], None] = warnings.warn,
     ) -> Cascade:
         """Read a run folder. ``weights``: ``ema``, ``raw`` or a profile (see ``stage.load_weights``). ``precision``:
         ``auto`` (bf16 where the machine is fast at it), ``fp32``, ``bf16`` or ``fp16``; the weights are held in it
-        too. ``stages``: the first so many only, as ``range(2)``; the others are not needed to be trained. ``offload``:
-        see ``Cascade``; on a CPU it changes nothing."""
+        too. A CPU takes ``auto`` for ``fp16``, and ``say`` is told. ``stages``: the first so many, as ``range(2)``; the
+        others are not needed to be trained. ``offload``: see ``Cascade``; on a CPU it changes nothing."""
         run = Path(run)
         config = load_config(run)
         chosen = choose_device(device)
-        dtype = choose_dtype(precision, chosen)
+        dtype = choose_dtype(precision, chosen, say=say)
         offload = offload and chosen.type != "cpu"
         built = []
         for index in range(len(config.stages)) if stages is None else _first(stages, config, run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,19 +59,21 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(asked: str, device: torch.device, *, training: bool = False) -> torch.dtype:
-    """``auto``: bf16 where it is fast, float32 elsewhere. ``training``: fp16 is refused."""
+def choose_dtype(
+    asked: str, device: torch.device, *, training: bool = False, say: Callable[[str], None] = warnings.warn
+) -> torch.dtype:
+    """``auto``: bf16 where it is fast, float32 elsewhere. fp16 falls back to that, and ``say`` is told, on a CPU and in
+    ``training``."""
+    usual = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     if asked == "auto":
-        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    known = [name for name in PRECISIONS if not (training and name == "fp16")]
-    if training and asked == "fp16":
-        raise UserError(
-            f"got precision fp16, whose gradients underflow in training; expected auto, {' or '.join(known)}."
-        )
-    if asked not in known:
+        return usual
+    if asked not in PRECISIONS:
+        known = [name for name in PRECISIONS if not (training and name == "fp16")]
         raise UserError(f"unknown precision {asked!r}; expected auto, {', '.join(known)}.")
-    if asked == "fp16" and device.type == "cpu":
-        raise UserError("precision fp16 is not supported on a CPU; expected fp32 or bf16 there: try --precision auto.")
+    if asked == "fp16" and (training or device.type == "cpu"):
+        why = "gradients underflow in it" if training else "this is a CPU"
+        say(f"precision fp16 is not supported here, for {why}: going on with {precision_name(usual)}")
+        return usual
     return PRECISIONS[asked]
 
 

@@ -157,7 +157,6 @@ REFUSED = {
     "no batch": (("--batch-size", "0"), ("--batch-size is '0'", "expected auto, or a whole number of at least 1")),
     "a batch in words": (("--batch-size", "x"), ("--batch-size is 'x'", "expected auto")),
     "seed too large": (("--seed", "99999999999"), ("--seed is 99999999999", "expected 0 to")),
-    "precision the device lacks": (("--device", "cpu", "--precision", "fp16"), ("fp16", "expected fp32")),
     "device that is not there": (("--device", "cuda:99"), ("'cuda:99'", "--device cpu")),
 }
 
@@ -167,6 +166,13 @@ def test_sample_refuses(case, trained, tmp_path):
     options, words = REFUSED[case]
     refused(run("sample", trained.folder, *options, "--out", tmp_path / "new"), *words)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_precision_that_the_device_lacks_falls_back(trained, tmp_path):
+    options = ("--device", "cpu", "--precision", "fp16", "-n", "1", "--steps", "2,2", "--out", tmp_path / "new")
+    succeeded(
+        run("sample", trained.folder, *options), "precision fp16 is not supported here, for this is a CPU: going on"
+    )
 
 
 def test_sample_needs_a_run_folder(tmp_path):

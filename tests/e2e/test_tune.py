@@ -94,7 +94,8 @@ def test_a_stopped_search_goes_on_and_a_finished_one_is_done(run: Path, real: Pa
     [
         (("-n", 100), ("-n is 100", "at least 256")),
         (("--minutes", 0), ("--minutes is 0", "above 0")),
-        (("--minutes", 1e-7), ("does not suffice for one candidate of stage 0-8", "raise --minutes")),
+        (("--minutes", 1e-7), ("does not suffice: of stage 0-8 0 candidates could be measured", "raise --minutes")),
+        (("--minutes", 0.1, "-n", 1_000_000), ("of stage 0-8 0 candidates could be measured with 1,000,000 images",)),
         (("--seed", -1), ("--seed is -1",)),
         (("--data", "nowhere"), ("nowhere",)),
     ],

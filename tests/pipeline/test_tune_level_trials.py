@@ -140,3 +140,5 @@ def test_what_is_allowed_and_what_the_time_suffices_for(cascade: Cascade, tmp_pa
     trials.rows(0.3, 8)
     trials.budget = Budget(0.0, time.monotonic())
     assert trials.affords(0.3, 8) and not trials.affords(0.3, 16)  # what is there costs nothing
+    fresh = trials_of(cascade, tmp_path / "fresh", budget=Budget(1.0, time.monotonic()), images=10**9)
+    assert not fresh.affords(0.3, 10**9) and fresh.made == 0  # a few images tell the pace

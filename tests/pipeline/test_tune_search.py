@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,12 @@ def trial(asked: list[Candidate], *, seconds: float = 0.0, on: Callable[[Candida
         asked.append(candidate)
         return Measured(candidate, law(candidate), None, None, images, seconds)
 
-    return Trial(lambda candidate, images: f"{candidate} {images}", measure)
+    return Trial(lambda candidate, images: f"{candidate} {images}", measure, probe)
+
+
+def probe() -> Measured:
+    """A pace of nothing."""
+    return Measured(Candidate("dpmpp", "logsnr", 3), 0.0, None, None, 32, 0.0)
 
 
 def run(tmp_path: Path, asked: list[Candidate], **options) -> tuple[list[Measured], list[Candidate]]:
@@ -67,6 +73,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
         run(tmp_path, asked, on=stop)
     with open(tmp_path / "m.jsonl", "a") as file:
         file.write('{"key": "cut sho')  # as a kill leaves it
+    with open(tmp_path / "m.jsonl", "ab") as file:
+        file.write(b"\xff\xfe")  # and a bad disk
     rest: list[Candidate] = []
     points, _ = run(tmp_path, rest)
     never_stopped: list[Candidate] = []
@@ -97,13 +105,30 @@ def test_little_time_leaves_the_costly_ones_out(tmp_path: Path, seconds: float) 
         clock.now += took
         return Measured(candidate, law(candidate), None, None, images, took)
 
-    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure)
+    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure, probe)
     points, left_out = search(timed, Ledger(tmp_path / "m.jsonl"), clock, is_base=True, images=100, most=1000)
     assert clock.now <= seconds
     assert points and left_out
     raced = {(p.candidate.sampler, p.candidate.grid) for p in points}
     costly = [c.evaluations for c in left_out if (c.sampler, c.grid) in raced]
     assert max(p.candidate.evaluations for p in points) <= min(costly)
+
+
+def test_a_probe_keeps_even_the_first_candidate_within_the_time(tmp_path: Path) -> None:
+    """Five seconds of an image and evaluation: 400 images of 8 evaluations would take hours."""
+    asked: list[Candidate] = []
+    probed: list[int] = []
+
+    def slow() -> Measured:
+        probed.append(1)
+        return Measured(Candidate("dpmpp", "logsnr", 3), 0.0, None, None, 10, 250.0)
+
+    own = replace(trial(asked), probe=slow)
+    budget = Budget(600.0, time.monotonic())
+    points, left_out = search(own, Ledger(tmp_path / "m.jsonl"), budget, is_base=True, images=400, most=1000)
+    assert not points and not asked and len(left_out) == len(SAMPLERS) * len(GRIDS) and probed == [1]
+    (few,), _ = search(own, Ledger(tmp_path / "n.jsonl"), budget, is_base=True, images=1, most=4, grids=["edm"])[:1], 0
+    assert few and probed == [1, 1]  # 30 s each
 
 
 def test_no_time_measures_nothing(tmp_path: Path) -> None:
@@ -116,7 +141,9 @@ def test_how_it_is_sampled_now_is_measured_first_and_nothing_worse_replaces_it(t
     """Also where the time suffices for nothing else; and it is not measured twice."""
     now, asked = Candidate("ddpm_large", "logsnr", 32), []
     own = Trial(
-        lambda c, n: f"{c} {n}", lambda c, n: asked.append(c) or Measured(c, 1.0 + (c != now), None, None, n, 9.0)
+        lambda c, n: f"{c} {n}",
+        lambda c, n: asked.append(c) or Measured(c, 1.0 + (c != now), None, None, n, 9.0),
+        probe,
     )
     for name, seconds in (("long", 1e9), ("short", 1e-2)):
         asked.clear()

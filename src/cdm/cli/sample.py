@@ -18,6 +18,7 @@ from cdm.pipeline.asks import find_class, parse_batch_size, plan_asks
 from cdm.pipeline.request import parse_numbers
 from cdm.pipeline.sample_run import check_free, difference, read_made, sample_to_files
 from cdm.runtime import set_threads
+from cdm.settings import lost_grids
 
 
 def run_sample(options: Sample) -> None:
@@ -43,8 +44,10 @@ def run_sample(options: Sample) -> None:
     batch_size = parse_batch_size(options.batch_size)
     cascade = Cascade.load(
         options.run, weights=options.weights, device=options.device, precision=options.precision,
-        stages=range(last + 1), offload=options.offload,
+        stages=range(last + 1), offload=options.offload, say=say,
     )  # fmt: skip
+    for note in lost_grids(asked.config, settings, options.quality) if options.grid is None else ():
+        say(note)
     if options.offload and not cascade.offload:
         say("--offload changes nothing on a CPU: weights and images are in its memory anyway")
     out = Path(options.run) / "samples" if options.out is None else user_path(options.out)
@@ -83,7 +86,7 @@ def _again(options: Sample, path: str) -> None:
     precision = made.precision if options.precision == "auto" else options.precision
     cascade = Cascade.load(
         run, weights=made.weights, device=options.device, precision=precision, stages=range(made.stage + 1),
-        offload=options.offload,
+        offload=options.offload, say=say,
     )  # fmt: skip
     if cascade.hash != made.weights_hash:
         raise UserError(

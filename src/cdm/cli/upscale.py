@@ -19,7 +19,7 @@ from cdm.train.log import counted
 
 def run_upscale(options: Upscale) -> None:
     set_threads(options.threads)
-    cascade = Cascade.load(options.run, device=options.device, precision=options.precision)
+    cascade = Cascade.load(options.run, device=options.device, precision=options.precision, say=say)
     count = len(cascade.stages)
     if count < 2:
         raise UserError(f"{options.run} has no SR stage; expected a cascade of at least 2 stages.")

@@ -28,7 +28,9 @@ LEVELS = 256
 def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision: str) -> Iterator[str]:
     """One line per stage: the bound with its 95 % interval over images. An SR stage's bound is on the high-res image
     given the clean low-res one."""
-    cascade = Cascade.load(run, device=device, precision=precision)
+    notes = list[str]()
+    cascade = Cascade.load(run, device=device, precision=precision, say=notes.append)
+    yield from notes
     config = cascade.config
     own = config.data
     array = load_images(

@@ -143,7 +143,8 @@ def _real_sides(
     for role, spec in (("val", request.data), ("train", train)):
         if spec is None:
             notes.append(
-                "no training images: figures against them and the search for copies are left out (--train-data)"
+                "no training images (--train-data): figures against them and the search for copies are left out, and a "
+                "domain extractor is trained on the images of --data"
             )
         elif is_npz(spec):
             _read_npz(role, Path(spec), form, real, stats)
@@ -222,7 +223,11 @@ def _run_images(
         aug_level=None if request.aug_level is None else _levels(request.aug_level),
     )  # fmt: skip
     cascade = Cascade.load(
-        request.subject, weights=request.run_weights, device=request.device, precision=request.precision or "auto"
+        request.subject,
+        weights=request.run_weights,
+        device=request.device,
+        precision=request.precision or "auto",
+        say=notes.append,
     )
     count = request.num or max(DEFAULT_NUM[0], min(DEFAULT_NUM[1], 0 if real is None else real.count))
     labels = None

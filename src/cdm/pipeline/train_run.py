@@ -108,7 +108,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     """Read the data, check it against an existing run, and make the configuration."""
     began = time.monotonic()
     device = choose_device(request.device)
-    dtype = choose_dtype(request.precision, device, training=True)
+    dtype = choose_dtype(request.precision, device, training=True, say=say)
     threads = set_threads(request.threads)
     with told_by_path(Path(request.data)):
         check_place(request)

@@ -33,6 +33,8 @@ from cdm.pipeline.tune_search import Budget
 from cdm.rng import Rng
 from cdm.runtime import precision_name
 
+PROBE = (8, 32)
+"""So many images tell the pace before the first level is begun."""
 SEEDS = 3
 """Sampling seeds that the images of a level take turns with: each third of them is a repetition."""
 
@@ -170,7 +172,20 @@ class LevelTrials:
 
     def affords(self, level: float, images: int) -> bool:
         missing = int((self._store(level).missing() < images).sum())
+        if missing and not self._pace:
+            self._pace = self._probe(level)
         return missing == 0 or self._pace * missing < self.budget.left()
+
+    def _probe(self, level: float) -> float:
+        """Seconds of an image, by a few that are not kept; the low-res ones below are made too, so rather too many."""
+        source, seconds = self._source(level, 0, only_key=True), 0.0
+        if self.real is None:
+            source = replace(source, low_res=None)
+        for count in PROBE:  # the first of them is slower than all later ones
+            began = time.monotonic()
+            self.extractor(source.stages(0, min(count, self.images))[1])
+            seconds = (time.monotonic() - began) / min(count, self.images)
+        return seconds
 
     def value(self, level: float, images: int) -> float:
         return self.estimate(level, images).value

@@ -29,6 +29,8 @@ from cdm.train.log import counted, duration
 
 Say = Callable[[str], None]
 SLACK = {"fast": FAST, "balanced": BALANCED, "best": 1.0}
+LEAST_RUNGS = 3
+"""Numbers of evaluations that must have been tried where the time did not suffice for all: fewer are no front."""
 SHARES = (0.6, 0.4)
 """Of the time, what goes to the base; the SR stages share the rest."""
 
@@ -96,14 +98,17 @@ def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: B
     table = stage.denoiser.table
     say(f"stage {stage.name}: up to {duration(budget.seconds)} of search, {request.images:,} images of each candidate")
     points, left_out = search(
-        Trial(trials.key, trials.measure), ledger, budget,
+        Trial(trials.key, trials.measure, trials.probe), ledger, budget,
         is_base=stage.config.is_base, images=request.images, most=MAX_STEPS if table is None else len(table),
         present=trials.present,
     )  # fmt: skip
-    if not points:
+    rungs = {point.candidate.evaluations for point in points}
+    if left_out and len(rungs) < LEAST_RUNGS:
+        few = counted(len(points), "candidate")
         raise UserError(
-            f"--minutes {request.minutes:g} does not suffice for one candidate of stage {stage.name} with "
-            f"{request.images:,} images; expected more: raise --minutes, or lower -n. What was measured is kept."
+            f"--minutes {request.minutes:g} does not suffice: of stage {stage.name} {few} "
+            f"could be measured with {request.images:,} images, too few to choose by; expected more: raise --minutes, "
+            "or lower -n. What was measured is kept, and the run's defaults stay as they are."
         )
     picked = {name: pick(points, slack) for name, slack in SLACK.items()}
     best = front(points)[-1]

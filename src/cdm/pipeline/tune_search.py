@@ -76,7 +76,7 @@ class Ledger:
         self._path = path
         self._known: dict[str, Measured] = {}
         with told_by_path(path):
-            text = path.read_text() if path.exists() else ""
+            text = path.read_text(errors="replace") if path.exists() else ""
         self._cut = bool(text) and not text.endswith("\n")
         for line in text.splitlines():
             try:
@@ -100,25 +100,35 @@ class Ledger:
 class Trial:
     """How the search measures.
 
-    key: ``key(candidate, images)`` names a measurement. measure: makes it.
+    key: ``key(candidate, images)`` names a measurement. measure: makes it. probe: a small one, of a few images in a few
+    seconds, that says how fast it goes.
     """
 
     key: Callable[[Candidate, int], str]
     measure: Callable[[Candidate, int], Measured]
+    probe: Callable[[], Measured]
 
 
 @dataclass
 class _Pace:
-    """Seconds per evaluation and image, and per image besides, of what was measured: the slowest counts."""
+    """Seconds per evaluation and image, and per image besides, of what was measured: the slowest counts; of a probe as
+    long as nothing was."""
 
+    probe: Callable[[], Measured]
     per_evaluation: float = 0.0
 
     def learn(self, measured: Measured) -> None:
-        work = measured.images * (measured.candidate.evaluations + 2)  # 2: features and the start
-        self.per_evaluation = max(self.per_evaluation, measured.seconds / work)
+        self.per_evaluation = max(self.per_evaluation, self._of(measured))
 
     def seconds(self, candidate: Candidate, images: int) -> float:
-        return self.per_evaluation * images * (candidate.evaluations + 2)
+        if not self.per_evaluation and not self._probed:
+            self._probed = self._of(self.probe())
+        return (self.per_evaluation or self._probed) * images * (candidate.evaluations + 2)
+
+    def _of(self, measured: Measured) -> float:
+        return measured.seconds / (measured.images * (measured.candidate.evaluations + 2))  # 2: features and the start
+
+    _probed: float = 0.0
 
 
 def search(
@@ -130,7 +140,7 @@ def search(
     most: evaluations that the stage can take (a table has no more levels). present: how the stage is sampled now; it is
     measured first, so nothing that is worse can take its place.
     """
-    pace, left_out = _Pace(), []
+    pace, left_out = _Pace(trial.probe), []
 
     def measured(candidate: Candidate, count: int, left: float) -> Measured | None:
         key = trial.key(candidate, count)

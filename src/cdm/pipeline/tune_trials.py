@@ -36,6 +36,7 @@ from cdm.settings import joined, of_stage, stage_grid
 from cdm.types import Cond
 
 PROFILE_STEPS, PROFILE_IMAGES = 96, 64
+PROBE_STEPS, PROBE_IMAGES = 3, 32
 PROFILE_POWER = 0.5
 """Levels are spread by this power of how fast x0_hat changes along them."""
 LEAST_RATE = 0.02
@@ -120,11 +121,25 @@ class StageTrials:
     def measure(self, candidate: Candidate, images: int) -> Measured:
         began, settings, rows = time.monotonic(), self.settings_for(candidate), []
         for made in self.blocks(settings, images, candidate.words):
-            shown = made if made.shape[-1] == self._shown else to_bytes(upsample(_floats(made), self._shown), "tuning")
-            rows.append(self.extractor(shown).by_name()["main"].numpy())
+            rows.append(self.extractor(self._enlarged(made)).by_name()["main"].numpy())
         estimate = frechet_estimate(self.reference, np.concatenate(rows), self.labels)
         seconds = time.monotonic() - began
         return Measured(candidate, estimate.value, estimate.low, estimate.high, images, round(seconds, 3))
+
+    def probe(self) -> Measured:
+        """The pace, by one batch of a few images; the first call of a net, which is slower, goes before."""
+        candidate, few = Candidate("dpmpp", "logsnr", PROBE_STEPS), min(PROBE_IMAGES, self.batch_size)
+        small = replace(self, batch_size=few, progress=lambda *_: None)
+        settings = self.settings_for(replace(candidate, evaluations=1))
+        for _ in small.blocks(settings, few, ""):
+            pass
+        began = time.monotonic()
+        for made in small.blocks(self.settings_for(candidate), few, ""):
+            self.extractor(self._enlarged(made))
+        return Measured(candidate, 0.0, None, None, few, time.monotonic() - began)
+
+    def _enlarged(self, made: Images) -> UInt8[Tensor, "b c s s"]:
+        return made if made.shape[-1] == self._shown else to_bytes(upsample(_floats(made), self._shown), "tuning")
 
     @property
     def _shown(self) -> int:

@@ -14,6 +14,7 @@ from cdm.errors import UserError
 from cdm.losses import noise_batch
 from cdm.rng import Rng
 from cdm.stage import Stage
+from cdm.train.log import duration
 from cdm.train.step import BatchSource, Trainee
 from cdm.types import Batch
 
@@ -166,7 +167,7 @@ def share_minutes(stages: Sequence[StageConfig], speeds: Sequence[float], second
     for stage, speed, weight in zip(stages, speeds, weights, strict=True):
         own = max(seconds, 0) * weight / sum(weights)
         images = round_to_batch(own * (1 - OVERHEAD) * speed, stage.optim.batch_size)
-        check_budget(images, stage, f"{own / 60:.2g} minutes at {speed:.0f} images/s")
+        check_budget(images, stage, f"the {duration(own)} left to it at {speed:.0f} images/s")
         out.append((images, own))
     return out
 
