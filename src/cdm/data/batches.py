@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,14 @@ _CPU = torch.device("cpu")
 StageImages = UInt8[np.ndarray, "n c s s"] | UInt16[np.ndarray, "n c s s"]
 Lower = UInt8[np.ndarray, "n c low low"] | UInt16[np.ndarray, "n c low low"]
 Crops = UInt8[np.ndarray, "b c crop crop"] | UInt16[np.ndarray, "b c crop crop"]
+
+
+class Gathered(NamedTuple):
+    """A batch before it travels: images as they are stored, cropped and flipped."""
+
+    images: Crops
+    labels: Int64[Tensor, " b"] | None
+    positions: Int64[Tensor, " b"]
 
 
 class Pyramid:
@@ -129,6 +138,10 @@ class TrainingImages:
             crop_size: side of a random square crop at multiples of the stage's factor, so that its low-res image is
                 the same crop of the low-res image; 0: the whole image.
         """
+        return self.place(self.gather(stage, rng, positions, crop_size=crop_size), device)
+
+    def gather(self, stage: int, rng: Rng, positions: Int64[Tensor, " b"], *, crop_size: int = 0) -> Gathered:
+        """The part of ``batch`` that no device is needed for."""
         indices = self._order.position_to_index(rng, positions)
         images = self.pyramid.at(stage)
         rows = self.rows[indices.numpy()]
@@ -139,9 +152,14 @@ class TrainingImages:
         if self.flip:
             mirrored = rng.below(Purpose.FLIP, positions, 2).numpy() == 1
             picked[mirrored] = picked[mirrored, :, :, ::-1]
-        labels = None if self.labels is None else send(torch.from_numpy(self.labels)[indices], device)
-        x0 = to_float_on(device, picked, self.pyramid.window)
-        return Batch(x0=x0, labels=labels, index=send(positions, device))
+        labels = None if self.labels is None else torch.from_numpy(self.labels)[indices]
+        return Gathered(picked, labels, positions)
+
+    def place(self, gathered: Gathered, device: torch.device = _CPU) -> Batch:
+        """The rest of it."""
+        labels = None if gathered.labels is None else send(gathered.labels, device)
+        x0 = to_float_on(device, gathered.images, self.pyramid.window)
+        return Batch(x0=x0, labels=labels, index=send(gathered.positions, device))
 
     def _crops(
         self,

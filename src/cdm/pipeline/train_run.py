@@ -24,6 +24,7 @@ from cdm.artifacts import (
 )
 from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig, to_dict
+from cdm.data.ahead import Ahead
 from cdm.data.arrays import load_images
 from cdm.data.batches import Pyramid, TrainingImages
 from cdm.data.image_array import ImageArray
@@ -98,10 +99,11 @@ class Prepared:
     def batches(self, index: int) -> Callable[..., Any]:
         crop = self.config.stages[index].optim.crop_size
 
-        def batch(rng: Rng, positions: torch.Tensor):
-            return self.train.batch(index, rng, positions, crop_size=crop, device=self.device)
-
-        return batch
+        if self.device.type != "cpu":  # there a thread would take a core from the update
+            return Ahead(
+                partial(self.train.gather, index, crop_size=crop), partial(self.train.place, device=self.device)
+            )
+        return partial(self.train.batch, index, crop_size=crop)
 
 
 def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[int, ...] | None, say: Say) -> Prepared:
