@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,8 @@ class Prepared:
         crop = self.config.stages[index].optim.crop_size
 
         if self.device.type != "cpu":  # there a thread would take a core from the update
-            return Ahead(
-                partial(self.train.gather, index, crop_size=crop), partial(self.train.place, device=self.device)
-            )
+            place = partial(self.train.place, device=self.device)
+            return Ahead(partial(self.train.gather, index, crop_size=crop), place)
         return partial(self.train.batch, index, crop_size=crop)
 
 
