@@ -292,6 +292,10 @@ def test_stage_in_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(run.events("budget")) == 1
     assert [row["seconds"] for row in run.log()] == pytest.approx([1.05 * k for k in range(1, 31)])
     assert [row["data_wait"] for row in run.log()] == pytest.approx([0.25 / 1.05] * 30)
+    assert "24% of the time went into waiting for data" in run.said.getvalue()
+    other = Run(tmp_path / "other", interval=40, seconds=30.0)
+    other.train(clock.slow(other, lambda position: 0.01))
+    assert "waiting for data" not in other.said.getvalue()
 
 
 @pytest.mark.parametrize("slow_from", [0, 120])

@@ -33,6 +33,8 @@ from cdm.train.log import TrainLog, TrainProgress, overfit_warning, read_log
 from cdm.train.plan import Pace, Plan, Segment, goal_in_time, learning_rate, round_to_batch
 from cdm.train.step import BatchSource, Trainee
 
+DATA_WAIT = 0.02
+"""Above this share of a session the user is told that it waited for data."""
 BAD_STEPS = 8
 """So many updates in a row without a finite gradient send the run back to its last good state."""
 MAX_ATTEMPTS = 5
@@ -154,6 +156,8 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
                 _save(job, trainee, plan)
             raise Stopped
 
+    if (waited := clock.data_wait()) > DATA_WAIT:
+        progress.say(f"stage {job.stage.name}: {waited:.0%} of the time went into waiting for data (log.jsonl)")
     # after the loop, so that a run killed since its last checkpoint makes good for it
     _validate(job, trainee, log, progress)
     if job.preview is not None:
