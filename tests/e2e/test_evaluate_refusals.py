@@ -205,6 +205,15 @@ def test_a_dry_run_promises_what_will_come(real, own, cache, tmp_path):
     assert "KID" not in planned and "CAS" not in planned and "precision" in planned
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [(("--steps", "0,3"), ("0", "expected")), (("--grid", "foo"), ("'foo'", "expected one of"))]
+)
+def test_a_wrong_setting_is_told_before_any_data_is_read(made, tmp_path, options, words):
+    ran = run_here("evaluate", made, "--data", tmp_path / "nowhere", *options, "--out", tmp_path / "out")
+    refused(ran, *words)
+    assert "nowhere" not in ran.err
+
+
 def test_diverged_weights_are_told(made, real, own, cache, tmp_path, monkeypatch):
     """NaN pixels from the run itself."""
     from cdm.cascade import Cascade

@@ -76,6 +76,7 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
         names, like = given.class_names, None
     else:
         channels, size, names, like = config.data.channels, config.sizes[-1], config.class_names, config.data
+        _settings(request, config)  # a wrong one is told before any data is read
     notes: list[str] = []
     training = recorded_training(Path(request.subject)) if config is not None else {}
     own_sizes: dict[str, int] = {}
@@ -212,16 +213,19 @@ def _held_out_of(request: EvaluateRequest, training: dict[str, Any], notes: list
     return frozenset()
 
 
-def _run_images(
-    request: EvaluateRequest, config: CascadeConfig, real: RealImages | None, notes: list[str]
-) -> RunImages:
-    """The run as a source; classes come as often as they do in the real images."""
-    asked = Cascade(config, ())
-    settings: SamplingConfig = asked.settings(
+def _settings(request: EvaluateRequest, config: CascadeConfig) -> SamplingConfig:
+    return Cascade(config, ()).settings(
         steps=request.steps, sampler=request.sampler, grid=request.grid, threshold=request.threshold,
         hand_over=request.hand_over,
         aug_level=None if request.aug_level is None else _levels(request.aug_level),
     )  # fmt: skip
+
+
+def _run_images(
+    request: EvaluateRequest, config: CascadeConfig, real: RealImages | None, notes: list[str]
+) -> RunImages:
+    """The run as a source; classes come as often as they do in the real images."""
+    settings = _settings(request, config)
     cascade = Cascade.load(
         request.subject,
         weights=request.run_weights,
