@@ -6,11 +6,14 @@ import re
 import resource
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 
 import pytest
 from tests.e2e.command import finish, refused, run, started, succeeded
 from tests.e2e.conftest import OPTIONS, PLAN
+
+from cdm.cli import main
 
 MORE = (*PLAN, "--images", "1280", "--stage", "0")
 ENDLESS = (*PLAN, "--images", "1000000", "--stage", "0")
@@ -130,3 +133,11 @@ def test_a_folder_without_write_permission(case, trained, data, tmp_path):
         pytest.skip("this root may not give up the right to write everywhere")
     ran = run(*WRITERS[case](trained.folder, data, place), preexec_fn=obey_permissions)
     refused(ran, "no permission for", str(place), "choose another folder")
+
+
+def test_a_scheduler_that_ends_a_job_is_as_ctrl_c(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(main, "_run", lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+    assert main.main(["info", "folder"]) == 130
+    assert "interrupted; nothing was lost: give the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -22,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     from cdm.errors import UserError
 
     try:
-        _run(_parse(arguments), shlex.join(["cdm", *arguments]))
+        with _ended_as_interrupted():
+            _run(_parse(arguments), shlex.join(["cdm", *arguments]))
     except UserError as error:
         print(f"cdm: {error}", file=sys.stderr)
         return USER_ERROR
@@ -39,6 +44,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\ncdm: {told}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which schedulers end a job, is as Ctrl-C: what is there is kept, and how to go on is told."""
+    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _machine_says(error: Exception) -> str:
