@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from record import check_out, made, one_sentence, save
+from record import check_out, made, one_sentence, save, told, told_ratio
 from torch import Tensor
 
 from cdm.artifacts import load_json, make_folder, save_json
@@ -42,7 +41,6 @@ from cdm.data.pixels import FULL_8, to_float
 from cdm.errors import UserError
 from cdm.evaluate.frechet import frechet_estimate
 from cdm.evaluate.frechet_ratio import frechet_log_ratio, frechet_ratio
-from cdm.evaluate.intervals import Estimate
 from cdm.noise.process import posterior_coefficients
 from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress, to_bytes
@@ -248,10 +246,6 @@ class Features:
         return np.concatenate([np.load(self._path(block))[which] for block in range(count // BLOCK)])
 
 
-def told(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
 def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
     """Distances of all arms and their ratios, on the base and on the whole cascade."""
     labels = None if judge.labels is None else judge.labels[:count]
@@ -264,9 +258,7 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
         for arm in (each.arm for each in made if each.arm.name in rows and each.arm.against):
             pair = rows[arm.name], rows[arm.against]
             found[name][arm.name][f"ratio to {arm.against}"] = told(frechet_ratio(real, *pair, labels))
-            log = frechet_log_ratio(real, *pair, labels)
-            ends = [None if end is None else math.exp(end) for end in (log.value, log.low, log.high)]
-            found[name][arm.name]["the same by jackknife"] = dict(zip(("value", "low", "high"), ends, strict=True))
+            found[name][arm.name]["the same by jackknife"] = told_ratio(frechet_log_ratio(real, *pair, labels))
     return found
 
 

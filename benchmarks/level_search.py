@@ -19,11 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from record import check_out, made, one_sentence, save
+from record import check_out, made, one_sentence, save, told, told_ratio
 
 from cdm.cli.progress import counting_progress
 from cdm.config import to_dict
-from cdm.evaluate.intervals import Estimate
 from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_level_bench import LevelBench, halves, searched_stages
 from cdm.pipeline.tune_level_trials import LevelTrials
@@ -33,10 +32,6 @@ from cdm.pipeline.tune_search import Budget
 from cdm.runtime import set_threads
 
 SCRIPT = "level_search.py"
-
-
-def told(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def compare(trials: LevelTrials, low: float, high: float, images: int) -> dict[str, Any]:
@@ -50,14 +45,12 @@ def compare(trials: LevelTrials, low: float, high: float, images: int) -> dict[s
     values = {level: trials.estimate(level, images) for level in grid}
     all_s, all_made = time.perf_counter() - began, trials.made
     best = min(grid, key=lambda level: values[level].value)
-    gap = trials.worse(found.best, best, images)
-    ends = [None if end is None else math.exp(end) for end in (gap.value, gap.low, gap.high)]
     anew = (made, all_made) == (spent, images * len(grid))
     return {
         "best": {"search": found.best, "in full": best}, "steps_apart": abs(grid.index(found.best) - grid.index(best)),
         "images": {"search": spent, "in full": images * len(grid), "share": spent / (images * len(grid))},
         "seconds": {"search": round(searched_s, 1), "in full": round(all_s, 1)} if anew else None,
-        "ratio": dict(zip(("value", "low", "high"), ends, strict=True)), "rejected": list(found.rejected),
+        "ratio": told_ratio(trials.worse(found.best, best, images)), "rejected": list(found.rejected),
         "in_full": {f"{level:g}": told(value) for level, value in values.items()},
         "by_search": {f"{level:g}": {"images": n, "value": value} for level, (n, value) in found.values.items()},
     }  # fmt: skip

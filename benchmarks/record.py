@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -17,6 +18,7 @@ import torch
 
 from cdm.artifacts import make_folder, save_json
 from cdm.errors import UserError
+from cdm.evaluate.intervals import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("src", "benchmarks", ":!benchmarks/results")
@@ -74,6 +76,16 @@ def made(script: str, argv: Sequence[str] | None, device: torch.device | None = 
         "command": command(script, argv), "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(device), "torch": torch.__version__,
     }  # fmt: skip
+
+
+def told(estimate: Estimate) -> dict[str, Any]:
+    """A figure with its interval, as it stands in a file of results."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def told_ratio(log: Estimate) -> dict[str, Any]:
+    """The same of a ratio whose logarithm is given."""
+    return {name: None if end is None else math.exp(end) for name, end in told(log).items()}
 
 
 def check_out(path: Path) -> Path:

@@ -116,6 +116,7 @@ class _Pace:
 
     probe: Callable[[], Measured]
     per_evaluation: float = 0.0
+    _probed: float = 0.0
 
     def learn(self, measured: Measured) -> None:
         self.per_evaluation = max(self.per_evaluation, self._of(measured))
@@ -127,8 +128,6 @@ class _Pace:
 
     def _of(self, measured: Measured) -> float:
         return measured.seconds / (measured.images * (measured.candidate.evaluations + 2))  # 2: features and the start
-
-    _probed: float = 0.0
 
 
 def search(
