@@ -3,8 +3,8 @@
     python benchmarks/readme_table.py
 
 Writes between two marks in README.md. Every peer stands there in the fastest of the settings that were measured for
-it, in every case and on both machines; below the table, where a peer was faster and what was not measured. Ratios below
-1.05 have two decimals.
+it, in every case and on both machines; below the table, which peers were measured compiled. Ratios below 1.05 have two
+decimals.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FILES = ("throughput-h200.json", "throughput-cpu.json")
 BEGIN, END = "<!-- speed: made by benchmarks/readme_table.py -->\n", "<!-- end of speed -->\n"
 WIDTH = 120
+COMPILED = "†"
 WHAT = {"train": "training", "forward": "sampling"}
 
 
@@ -49,9 +50,8 @@ def peer_of(contender: str) -> str:
     return contender.split(", ")[0]
 
 
-def kind_of(contender: str) -> str:
-    """A peer, or a peer compiled."""
-    return f"{peer_of(contender)}{' compiled' if contender.endswith('compiled') else ''}"
+def is_compiled(contender: str) -> bool:
+    return contender.endswith("compiled")
 
 
 def row(case: Case, found: list[dict[str, Any]], peer: str) -> str:
@@ -61,8 +61,9 @@ def row(case: Case, found: list[dict[str, Any]], peer: str) -> str:
     cells = []
     for one in found:
         for what in WHAT:
-            own = [ratio for name, ratio in ratios(one, what).items() if peer_of(name) == peer]
-            cells.append(told(min(own, key=lambda ratio: ratio["median"])) if own else "")
+            own = {name: ratio for name, ratio in ratios(one, what).items() if peer_of(name) == peer}
+            best = min(own, key=lambda name: own[name]["median"]) if own else ""
+            cells.append(f"{told(own[best])}{COMPILED if is_compiled(best) else ''}" if best else "")
     net = f"{'' if same else 'its own net, about '}{parameters / 1e6:.1f} M parameters at {case.size} pixels"
     return f"| {peer}, {net} | {' | '.join(cells)} |"
 
@@ -80,35 +81,16 @@ def name_of(machine: dict[str, Any]) -> str:
     return ", ".join(machine["device"].split(", ")[:2])
 
 
-def lost(machines: list[dict[str, Any]]) -> str:
-    """Where a peer was faster in a round; nothing where none was measured."""
-    if not any(ratios(one, what) for case in CASES for one in measured(machines, case) for what in WHAT):
-        return ""
-    found = [
-        f"{name} in {word} at {case.size} pixels on {name_of(machine)}, {told(ratio)}"
-        for case in CASES
-        for machine, one in zip(machines, measured(machines, case), strict=True)
-        for what, word in WHAT.items()
-        for name, ratio in ratios(one, what).items()
-        if ratio["min"] < 1
-    ]
-    return f"A peer was faster in some rounds: {'; '.join(found)}." if found else "No peer was faster in any round."
-
-
-def missing(machines: list[dict[str, Any]]) -> str:
-    """Nets that a machine was not given, and contenders that only another net or machine had."""
-    all_of = {
-        kind_of(name) for m in machines for one in m["cases"].values() for what in WHAT for name in ratios(one, what)
-    }
+def compiled(machines: list[dict[str, Any]]) -> str:
+    """The peers that were measured compiled, by net and machine."""
     each = []
     for machine in machines:
-        for case in CASES:
-            one = machine["cases"].get(case.name)
-            had = {kind_of(name) for what in WHAT for name in ratios(one or {}, what)}
-            lost = ["all"] if one is None else sorted(all_of - had)
-            if lost:
-                each.append(f"`{case.name}` on {name_of(machine)}: {', '.join(lost)}")
-    return f" Not measured: {'; '.join(each)}." if each else ""
+        for case, one in machine["cases"].items():
+            names = [name for what in WHAT for name in ratios(one, what)]
+            if found := dict.fromkeys(peer_of(name) for name in names if is_compiled(name)):
+                all_of = found.keys() >= {peer_of(name) for name in names}
+                each.append(f"`{case}` on {name_of(machine)}: {'all' if all_of else ', '.join(found)}")
+    return f"Measured compiled: {'; '.join(each)}; elsewhere none." if each else "None was compiled."
 
 
 def table(machines: list[dict[str, Any]]) -> str:
@@ -116,8 +98,11 @@ def table(machines: list[dict[str, Any]]) -> str:
     heads = [head for machine in machines for head in (f"{name_of(machine)}: {words[0]}", *words[1:])]
     lines = [f"| our images/s, divided by those of | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     rounds = " and ".join(dict.fromkeys(str(machine["rounds"]) for machine in machines))
-    note = f"Median, and least to most, of {rounds} rounds; each peer in the fastest of the settings measured for it. "
-    return "\n".join([*lines, *rows(machines), "", fill(note + lost(machines) + missing(machines), WIDTH)]) + "\n"
+    note = (
+        f"Median, and least to most, of {rounds} rounds; below 1 the peer was faster. Empty: not measured. Each peer in "
+        f"the fastest of its settings that were measured ({COMPILED}: by torch.compile). {compiled(machines)}"
+    )
+    return "\n".join([*lines, *rows(machines), "", fill(note, WIDTH, break_on_hyphens=False)]) + "\n"
 
 
 def written(readme: str, made: str) -> str:
