@@ -99,8 +99,8 @@ def table(machines: list[dict[str, Any]]) -> str:
     lines = [f"| our images/s, divided by those of | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     rounds = " and ".join(dict.fromkeys(str(machine["rounds"]) for machine in machines))
     note = (
-        f"Median, and least to most, of {rounds} rounds; below 1 the peer was faster. Empty: not measured. Each peer in "
-        f"the fastest of its settings that were measured ({COMPILED}: by torch.compile). {compiled(machines)}"
+        f"Median, and least to most, of {rounds} rounds; below 1 the peer was faster. Empty: not measured. Each peer "
+        f"in the fastest of its settings that were measured ({COMPILED}: by torch.compile). {compiled(machines)}"
     )
     return "\n".join([*lines, *rows(machines), "", fill(note, WIDTH, break_on_hyphens=False)]) + "\n"
 
