@@ -2,11 +2,13 @@
 
     cd benchmarks && python -m paper.run train   --data TRAIN.zip --work DIR [--arms base-8,amortised]
     cd benchmarks && python -m paper.run measure --data TRAIN.zip --val VAL.zip --work DIR [--experiments c,a]
+    cd benchmarks && python -m paper.run judge   --data TRAIN.zip --val VAL.zip --work DIR
     cd benchmarks && python -m paper.run time    --work DIR    (on a quiet machine)
     cd benchmarks && python -m paper.run tables  --data TRAIN.zip --val VAL.zip --work DIR --out FOLDER
 
-``train`` makes one stage of each arm; ``measure`` images and their features; ``time`` takes the seconds of both
-hand-overs for b; ``tables`` writes JSON, Markdown and plots of what is there, with the verdicts of the plan.
+``train`` makes one stage of each arm; ``measure`` images and their features; ``judge`` counts how many images of the
+base are read rightly; ``time`` takes the seconds of both hand-overs for b; ``tables`` writes JSON, Markdown and plots
+of what is there, with the verdicts of the plan.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, loa
 from cdm.runtime import choose_device, set_threads
 from cdm.train.loop import Stopped
 from paper.cells import GENERATED, REAL, Cell, Lab, join
+from paper.judged import judge_base, judged_path
 from paper.latency import latency_path, measure_latency
 from paper.plan import PLAN
 from paper.tables import write_tables
@@ -47,13 +50,19 @@ class Bench:
 
 def open_bench(options: argparse.Namespace, size: int) -> Bench:
     """Real images at ``size``, the extractor trained on them, and the training images' statistics."""
+    train, val = real_images(options, size)
+    extractor = domain_extractor(train)
+    cache = ReferenceCache(cache_folder(), Processes(), 256, lambda *_: None, print)
+    return Bench(Lab(options.work, val, extractor, PLAN["images"]), cache.stats(train, extractor))
+
+
+def real_images(options: argparse.Namespace, size: int) -> tuple[RealImages, RealImages]:
+    """Those trained on and those kept."""
     train, val = (
         make_real(role, spec, load_array(spec, size, 3, None, print))
         for role, spec in (("train", options.data), ("val", options.val))
     )
-    extractor = domain_extractor(train)
-    cache = ReferenceCache(cache_folder(), Processes(), 256, lambda *_: None, print)
-    return Bench(Lab(options.work, val, extractor, PLAN["images"]), cache.stats(train, extractor))
+    return train, val
 
 
 def domain_extractor(train: RealImages) -> Extractor:
@@ -100,6 +109,11 @@ def is_trained(arm: str, work: Path) -> bool:
     return bool(list((work / "arms" / arm).glob(f"{PLAN['arms'][arm].get('stage', 0)}-*/ema-*.safetensors")))
 
 
+def need(arm: str, work: Path, why: str) -> None:
+    if not is_trained(arm, work):
+        raise UserError(f"arm {arm} is not trained yet, {why}; expected: paper.run train first.")
+
+
 def measure(options: argparse.Namespace) -> None:
     benches: dict[int, Bench] = {}
     for experiment in options.experiments:
@@ -118,7 +132,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=("train", "measure", "time", "tables"))
+    parser.add_argument("what", choices=("train", "measure", "judge", "time", "tables"))
     parser.add_argument("--data", help="training images")
     parser.add_argument("--val", help="real images kept from training")
     parser.add_argument("--work", type=Path, required=True, help="runs and cells are kept here")
@@ -135,7 +149,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{name} has {odd[0]!r}; expected some of {', '.join(known)}")
     if options.what != "time" and options.data is None:
         parser.error(f"{options.what} needs --data: the training images")
-    if options.what in ("measure", "tables") and options.val is None:
+    if options.what in ("measure", "judge", "tables") and options.val is None:
         parser.error(f"{options.what} needs --val: real images kept from training")
     return options
 
@@ -157,16 +171,19 @@ def run(options: argparse.Namespace) -> None:
             train_arm(arm, options.data, options.work)
     elif options.what == "measure":
         measure(options)
+    elif options.what == "judge":
+        arm = str(BASES[8][0])
+        need(arm, options.work, "which is judged")
+        size = PLAN["arms"][arm]["sizes"][-1]
+        print(judge_base(join([(options.work / "arms" / arm, 0)]), *real_images(options, size), options.work))
     elif options.what == "time":
         (arm,) = PLAN["experiments"]["b"]["arms"]
-        if not is_trained(arm, options.work):
-            raise UserError(
-                f"arm {arm} is not trained yet, whose hand-overs are timed; expected: paper.run train first."
-            )
+        need(arm, options.work, "whose hand-overs are timed")
         measure_latency(cascade_of(arm, options.work), arm, options.work)
     else:
-        timed = load_json(path) if (path := latency_path(options.work)).exists() else None
-        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options), timed)
+        beside = {"a": ("judged", judged_path(options.work)), "b": ("timed", latency_path(options.work))}
+        told = {name: {key: load_json(path)} for name, (key, path) in beside.items() if path.exists()}
+        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options), told)
 
 
 if __name__ == "__main__":

@@ -222,9 +222,10 @@ def ratio_of(gap: Gap) -> dict[str, float]:
 
 def write_tables(
     out: Path, experiments: Sequence[str], cells_of: Callable[[str], list[Cell]],
-    open_bench: Callable[[int], BenchLike], timed: dict[str, Any] | None = None,
+    open_bench: Callable[[int], BenchLike], beside: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. timed: the seconds of both hand-overs."""
+    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. beside: what else was measured for one:
+    "judged", the readings of the base, and "timed", the seconds of both hand-overs."""
     benches: dict[int, BenchLike] = {}
     for experiment in experiments:
         cells = cells_of(experiment)
@@ -242,8 +243,7 @@ def write_tables(
             "experiment": experiment, "plan": PLAN["experiments"][experiment], "cells_missing": results.missing,
             "rows": [asdict(results.row(kind)) for kind in results.kinds], "pairs": pairs(results, experiment),
         }  # fmt: skip
-        if experiment == "b" and timed is not None:
-            told["timed"] = timed
+        told |= beside.get(experiment, {})
         whole = not results.missing
         if experiment == "a" and results.of("amortised"):
             told["verdict"] = verdict_a(results)
@@ -284,6 +284,11 @@ def _markdown(told: dict[str, Any]) -> str:
             f"{pair['ratio']['high']:.2f}) |"
             for pair in told["pairs"]
         ]
+    if "judged" in told:
+        read = {what: told["judged"][what] for what in ("generated", "real")}
+        shares = {what: f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for what, each in read.items()}
+        lines += ["", f"Images of the base, {told['judged']['size']} pixels, read as the class asked for: "
+                  f"{shares['generated']}; real ones: {shares['real']}."]  # fmt: skip
     if "timed" in told:
         seconds = "seconds, truncated / non-truncated (min to max)"
         lines += ["", f"| level | evaluations, non-truncated | truncated | {seconds} |", "|---|---|---|---|"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper import cells, latency, run
+from paper import cells, judged, latency, run
 from paper.plan import PLAN, arm_config, arm_images
 from tests.e2e.conftest import CLASSES, write_images
 from tests.fakes import random_cascade, save_run, stage_config
@@ -43,7 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cells, "BLOCK", 32)
     monkeypatch.setattr(domain, "EFFORT", 30)
     monkeypatch.setenv("CDM_CACHE", str(tmp_path / "cache"))
-    for part, count in (("train", 40), ("val", 30)):
+    for part, count in (("train", 70), ("val", 30)):
         for seed, name in enumerate(CLASSES):
             write_images(tmp_path / part / name, count, seed=seed + 2 * (part == "val"))
     options = {"channels": 3, "num_labels": 2}
@@ -74,6 +74,9 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     assert len(made) == 2 * (1 + 3 + 3 + 2)  # seeds; naive, generated, real, truncated but for level 0
     monkeypatch.setattr(latency, "IMAGES", 4)
     bench("time")
+    monkeypatch.setattr(judged, "EPOCHS", 1)
+    monkeypatch.setattr(judged, "BLOCK", 20)  # the last one is smaller
+    bench("judge")
     bench("tables", "--experiments", "a,b,c")
     told = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "abc"}
     rows = {(r["source"], r["level"]): r["distance"] for r in told["c"]["rows"]}
@@ -93,6 +96,9 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     for pair in told["b"]["pairs"]:
         assert alike[pair["what"][0]] == (pair["ratio"]["low"] <= 1 <= pair["ratio"]["high"])
     assert told["a"]["verdict"]["best_level"] in LEVELS
+    read = told["a"]["judged"]
+    assert read["size"] == 8 and read["generated"]["low"] <= read["generated"]["value"] <= read["generated"]["high"]
+    assert "8 pixels, read as the class asked for" in (tmp_path / "out" / "a.md").read_text()
     best, (naive,) = told["a"]["verdict"], [r for r in told["a"]["rows"] if r["arm"] == "naive"]
     chosen = next(r for r in told["a"]["rows"] if r["arm"] == "amortised" and r["level"] == best["best_level"])
     assert chosen["of_seeds"][0] == min(r["of_seeds"][0] for r in told["a"]["rows"] if r["arm"] == "amortised")
@@ -186,3 +192,5 @@ def test_what_is_missing_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
         assert words in capsys.readouterr().err
     with pytest.raises(SystemExit, match="arm amortised is not trained yet"):
         run.main(["time", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="arm base-8 is not trained yet"):
+        run.main(["judge", "--work", str(tmp_path), "--data", "x", "--val", "y"])
