@@ -30,7 +30,7 @@ from cdm.stage import Stage, build_stage, check_config, load_weights
 from paper.plan import PLAN
 
 BLOCK = 128
-GENERATED, REAL = "generated", "real"
+GENERATED, REAL, HELD_OUT = "generated", "real", "held-out"
 
 
 def load_stage(run: Path, k: int, device: torch.device) -> tuple[Stage, CascadeConfig]:
@@ -59,26 +59,30 @@ def join(stages: list[tuple[Path, int]], device: torch.device | None = None) -> 
 
 @dataclass(frozen=True)
 class Cell:
-    """level: None where no stage takes one. source: of the low-res images."""
+    """level: None where no stage takes one. source: of the low-res images. base: a name in the plan's ``bases``, where
+    it is not the testbed's own."""
 
     arm: str
     source: str
     level: float | None
     hand_over: str
     seed: int
+    base: str = ""
 
     @property
     def name(self) -> str:
         level = "none" if self.level is None else f"{self.level:g}"
-        return f"{self.arm}-{self.source}-{level}-{self.hand_over}-{self.seed}"
+        return f"{self.arm}-{self.base and self.base + '-'}{self.source}-{level}-{self.hand_over}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Lab:
-    """val: real images at the top size, whose low-res versions are put in. labels: of generated images, in turn."""
+    """val, held_out: real images at the top size, whose low-res versions are put in: of other sets, and those that
+    training held out. labels: of generated images, in turn."""
 
     work: Path
     val: RealImages
+    held_out: RealImages
     extractor: Extractor
     count: int
 
@@ -86,8 +90,17 @@ class Lab:
         """Class of each image: in turn, or of the real image below it."""
         if source == GENERATED:
             return indices % len(self.val.class_names)
-        assert self.val.labels is not None
-        return self.val.labels[indices % self.val.count].astype(np.int64)
+        real = self.real(source)
+        assert real.labels is not None
+        return real.labels[indices % real.count].astype(np.int64)
+
+    def real(self, source: str) -> RealImages:
+        """Whose low-res versions are put in; of generated ones: whose classes they have."""
+        return self.held_out if source == HELD_OUT else self.val
+
+    def distinct(self, source: str) -> int:
+        """Images of a cell before the first low-res image comes again."""
+        return self.count if source == GENERATED else min(self.count, self.real(source).count)
 
     def path(self, cell: Cell, ending: str) -> Path:
         return make_folder(self.work / "cells") / f"{cell.name}{ending}"
@@ -101,7 +114,9 @@ class Lab:
     def measure(self, cell: Cell, cascade: Cascade) -> None:
         """Make the cell, unless it is there from the same weights, settings, extractor and number of images."""
         settings = settings_of(cascade, cell)
-        key = key_of(cascade.hash, to_dict(settings), self.extractor.hash, self.val.fingerprint, self.count)
+        key = key_of(
+            cascade.hash, to_dict(settings), self.extractor.hash, self.real(cell.source).fingerprint, self.count
+        )
         if self.path(cell, ".npy").exists() and self.told(cell)["key"] == key:
             return
         rows, kept, evaluations, began = [], [], (0,), time.perf_counter()
@@ -135,8 +150,8 @@ class Lab:
             if cell.source == GENERATED:
                 low_res, spent = self._below(cell, cascade, settings, labels, seeds)
             else:
-                picked, spent = indices % self.val.count, (0,) * (below + 1)
-                low_res = make_low_res(to_float(self.val.pick(picked), FULL_8), cascade.config.sizes[below])
+                real, spent = self.real(cell.source), (0,) * (below + 1)
+                low_res = make_low_res(to_float(real.pick(indices % real.count), FULL_8), cascade.config.sizes[below])
             made = carry_up(cascade, below, low_res.to(cascade.device), labels, seeds, settings)[-1]
             evaluations = (*spent, settings.steps[-1])
         size = self.val.shape[-1]
@@ -164,7 +179,9 @@ class Lab:
 
 def settings_of(cascade: Cascade, cell: Cell) -> SamplingConfig:
     """The plan's samplers; a level is that of the last stage, those below it have 0.1."""
-    sampling, count = PLAN["sampling"], len(cascade.stages)
+    sampling, count = dict(PLAN["sampling"]), len(cascade.stages)
+    if cell.base:
+        sampling["base"] = PLAN["bases"][cell.base].get("sampling", sampling["base"])
     kinds = ["direct"] if cell.arm.startswith("direct") else ["base", *["sr"] * (count - 1)]
     chosen: dict[str, Any] = {
         "sampler": ",".join(sampling[kind][0] for kind in kinds),

@@ -1,4 +1,5 @@
-"""The plan of the experiments, as it was written before the first run."""
+"""The plan of the experiments, as it was written before the first run (``plan.json``), and what was added when the
+paper's findings did not appear (``remedies.json``), which stands beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from cdm.pipeline.augmentation_request import AugmentationRequest, with_augmenta
 from cdm.recipes import make_config
 from cdm.recipes.facts import Facts
 
-PLAN: dict[str, Any] = json.loads((Path(__file__).parent / "plan.json").read_text())
+
+def read_plan() -> dict[str, Any]:
+    plan, more = (json.loads((Path(__file__).parent / name).read_text()) for name in ("plan.json", "remedies.json"))
+    for name in ("arms", "experiments"):
+        plan[name] |= more[name]
+    return plan | {"bases": more["bases"], "remedy_levels": more["levels"]}
+
+
+PLAN = read_plan()
 RECIPE = "small"
 
 

@@ -25,6 +25,7 @@ from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.extractors.domain import cached_domain
 from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.evaluate_extractors import DOMAIN_SEED
+from cdm.pipeline.held_out import recorded_rows
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, load_array, make_real, pixels_of
 from cdm.runtime import choose_device, set_threads
@@ -51,9 +52,11 @@ class Bench:
 def open_bench(options: argparse.Namespace, size: int) -> Bench:
     """Real images at ``size``, the extractor trained on them, and the training images' statistics."""
     train, val = real_images(options, size)
+    rows = recorded_rows(options.work / "arms" / "amortised", train.array.names)[1]
+    held_out = make_real("val", options.data, train.array, rows)
     extractor = domain_extractor(train)
     cache = ReferenceCache(cache_folder(), Processes(), 256, lambda *_: None, print)
-    return Bench(Lab(options.work, val, extractor, PLAN["images"]), cache.stats(train, extractor))
+    return Bench(Lab(options.work, val, held_out, extractor, PLAN["images"]), cache.stats(train, extractor))
 
 
 def real_images(options: argparse.Namespace, size: int) -> tuple[RealImages, RealImages]:
@@ -72,13 +75,16 @@ def domain_extractor(train: RealImages) -> Extractor:
     )  # fmt: skip
 
 
-def cascade_of(arm: str, work: Path) -> Cascade:
-    """The arm's stage on what it stands on: the frozen base of its testbed, and the amortised stage below a higher."""
+def cascade_of(arm: str, work: Path, base: str = "") -> Cascade:
+    """The arm's stage on what it stands on: the frozen base of its testbed or another, and the amortised stage below a
+    higher."""
     own = PLAN["arms"][arm]
     folder, k = work / "arms" / arm, own.get("stage", 0)
     if len(own["sizes"]) == 1:
         return join([(folder, 0)])
     trained, given = BASES[own["sizes"][0]]
+    if base:
+        trained = PLAN["bases"][base].get("arm", trained)
     below = [(given or work / "arms" / str(trained), 0)]
     if k == 2:
         below.append((work / "arms" / "amortised", 1))
@@ -88,21 +94,30 @@ def cascade_of(arm: str, work: Path) -> Cascade:
 def cells_of(experiment: str) -> list[Cell]:
     """All cells of an experiment, those of every seed."""
     plan, few, cells = PLAN["experiments"][experiment], PLAN["few_levels"], []
-    plain = "non_truncated"
+    plain, base = "non_truncated", plan.get("base", "")
+    own = PLAN["remedy_levels"] if "of" in plan else PLAN["levels"] if experiment in "ac" else few
+    sources = plan.get("sources", [GENERATED, REAL] if experiment in "cg" else [GENERATED])
     for seed in PLAN["seeds"]:
         for arm in plan["arms"]:
             kind = PLAN["arms"][arm].get("kind", "gaussian")
-            levels = plan.get("levels", PLAN["levels"] if experiment in "ac" else few)
+            levels = plan.get("levels", own)
             if len(PLAN["arms"][arm]["sizes"]) == 1 or "gaussian" not in kind:
                 levels = [None]
             if "level" in PLAN["arms"][arm]:
                 levels = [PLAN["arms"][arm]["level"]]
-            cells += [Cell(arm, GENERATED, level, plain, seed) for level in levels]
-            if experiment in "cg":
-                cells += [Cell(arm, REAL, level, plain, seed) for level in levels]
+            cells += [Cell(arm, source, level, plain, seed, base) for source in sources for level in levels]
             if experiment == "b":
                 cells += [Cell(arm, GENERATED, level, "truncated", seed) for level in levels if level]
     return cells
+
+
+def cells_beside(experiment: str) -> list[Cell]:
+    """Cells of other experiments that it is compared with."""
+    if experiment in "ef":
+        return [cell for cell in cells_of("c") if cell.source == GENERATED]
+    if experiment == "c-held":
+        return [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
+    return cells_of("c-held") if "of" in PLAN["experiments"][experiment] else []
 
 
 def is_trained(arm: str, work: Path) -> bool:
@@ -124,7 +139,7 @@ def measure(options: argparse.Namespace) -> None:
             size = PLAN["arms"][arm]["sizes"][-1]
             if size not in benches:
                 benches[size] = open_bench(options, size)
-            cascade = cascade_of(arm, options.work)
+            cascade = cascade_of(arm, options.work, PLAN["experiments"][experiment].get("base", ""))
             for cell in cells_of(experiment):
                 if cell.arm == arm:
                     benches[size].lab.measure(cell, cascade)
@@ -183,7 +198,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         beside = {"a": ("judged", judged_path(options.work)), "b": ("timed", latency_path(options.work))}
         told = {name: {key: load_json(path)} for name, (key, path) in beside.items() if path.exists()}
-        write_tables(options.out, options.experiments, cells_of, partial(open_bench, options), told)
+        cells = {name: (cells_of(name), cells_beside(name)) for name in options.experiments}
+        write_tables(options.out, cells, partial(open_bench, options), told)
 
 
 if __name__ == "__main__":

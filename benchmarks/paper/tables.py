@@ -19,7 +19,7 @@ from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
 from cdm.evaluate.stats import FeatureStats
 from cdm.noise.schedule import aug_level_to_logsnr
-from paper.cells import GENERATED, REAL, Cell, Lab
+from paper.cells import GENERATED, HELD_OUT, REAL, Cell, Lab
 from paper.plan import PLAN
 
 
@@ -69,7 +69,9 @@ class Results:
         """Of the jackknife, of all seeds: image i, which real low-res images share over the seeds, is in one group."""
         many = len(seeds or self.seeds)
         rows = len(self.features(kind, seeds)) // many
-        return np.tile(groups_of(rows, self._labels(kind, rows)), many)
+        distinct = min(rows, self._bench.lab.distinct(kind.source))
+        once = groups_of(distinct, self._labels(kind, distinct))
+        return np.tile(once[np.arange(rows) % distinct], many)
 
     def row(self, kind: Cell) -> Row:
         features = self.features(kind)
@@ -92,7 +94,8 @@ class Results:
 
     def of(self, arm: str, source: str = GENERATED, hand_over: str = "non_truncated") -> list[Cell]:
         """By rising level."""
-        found = [kind for kind in self.kinds if (kind.arm, kind.source, kind.hand_over) == (arm, source, hand_over)]
+        asked = (arm, source, hand_over)
+        found = [kind for kind in self.kinds if (kind.arm, kind.source, kind.hand_over) == asked]
         return sorted(found, key=lambda kind: kind.level or 0.0)
 
     def best(self, kinds: Sequence[Cell], seeds: Sequence[int] | None = None) -> Cell:
@@ -111,18 +114,18 @@ class Results:
         place = self.groups(kinds[0])
         return jackknife(fitted(place >= 0), [fitted(place != g) for g in range(GROUPS)], "seeds")
 
-    def curves(self, arm: str) -> LevelCurves | None:
+    def curves(self, arm: str, source: str) -> LevelCurves | None:
         """Of generated and real low-res images."""
-        generated, real = self.of(arm), self.of(arm, REAL)
+        generated, real = self.of(arm), self.of(arm, source)
         if not generated or not real:
             return None
         by_level = {kind.level: kind for kind in real}
         points = {
             GENERATED: [self._point(kind, generated, by_level.get(kind.level)) for kind in generated],
-            REAL: [self._point(kind, real, None) for kind in real],
+            source: [self._point(kind, real, None) for kind in real],
         }
         return LevelCurves(
-            arm, PLAN["images"] * len(self.seeds), {"non_truncated": tuple(points[GENERATED])}, tuple(points[REAL])
+            arm, PLAN["images"] * len(self.seeds), {"non_truncated": tuple(points[GENERATED])}, tuple(points[source])
         )
 
     def _point(self, kind: Cell, kinds: Sequence[Cell], other: Cell | None) -> LevelPoint:
@@ -166,8 +169,8 @@ def verdict_b(compared: list[dict[str, Any]]) -> dict[str, Any]:
     return {"alike": {pair["what"][0]: pair["ratio"]["low"] <= 1 <= pair["ratio"]["high"] for pair in compared}}
 
 
-def verdict_c(results: Results, arm: str = "amortised") -> dict[str, Any]:
-    real, generated = results.of(arm, REAL), results.of(arm)
+def verdict_c(results: Results, arm: str = "amortised", source: str = REAL) -> dict[str, Any]:
+    real, generated = results.of(arm, source), results.of(arm)
     slope = results.slope(real)
     better = [kind.level for kind in real[1:] if results.gap(kind, real[0]).high < 0]
     best = results.best(generated)
@@ -201,9 +204,8 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
         compared = [(kind, plain[kind.level]) for arm in arms[1:] for kind in results.of(arm) if kind.level in plain]
         if experiment == "e" and compared:  # and the best of each
             compared.append((results.best(results.of("no-class")), results.best(list(plain.values()))))
-    elif experiment == "g":
-        naive = results.of("naive-64")
-        compared = [(naive[0], kind) for kind in results.of("amortised-64")] if naive else []
+    elif naive := [kind for arm in arms if arm.startswith("naive") for kind in results.of(arm)]:  # g, and remedies of c
+        compared = [(naive[0], kind) for kind in results.of(arms[-1])]
     return [
         {"what": [_called(kind), _called(than)], "ratio": ratio_of(results.gap(kind, than))} for kind, than in compared
     ]
@@ -221,21 +223,17 @@ def ratio_of(gap: Gap) -> dict[str, float]:
 
 
 def write_tables(
-    out: Path, experiments: Sequence[str], cells_of: Callable[[str], list[Cell]],
-    open_bench: Callable[[int], BenchLike], beside: dict[str, dict[str, Any]],
+    out: Path, experiments: dict[str, tuple[list[Cell], list[Cell]]], open_bench: Callable[[int], BenchLike],
+    beside: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. beside: what else was measured for one:
+    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. experiments: own cells, and others' that they
+    are compared with. beside: what else was measured for one:
     "judged", the readings of the base, and "timed", the seconds of both hand-overs."""
     benches: dict[int, BenchLike] = {}
-    for experiment in experiments:
-        cells = cells_of(experiment)
+    for experiment, (cells, others) in experiments.items():
         size = PLAN["arms"][cells[0].arm]["sizes"][-1]
         benches[size] = benches.get(size) or open_bench(size)
-        if experiment == "e":
-            cells += [cell for cell in cells_of("c") if cell.source == GENERATED]
-        if experiment == "f":
-            cells += [cell for cell in cells_of("c") if cell.source == GENERATED]
-        results = Results(benches[size], list(dict.fromkeys(cells)))
+        results = Results(benches[size], list(dict.fromkeys([*cells, *others])))
         if not results.kinds:
             print(f"experiment {experiment}: no arm has all its seeds yet")
             continue
@@ -249,12 +247,15 @@ def write_tables(
             told["verdict"] = verdict_a(results)
         if experiment == "b":
             told["verdict"] = verdict_b(told["pairs"])
-        if experiment in "cg" and whole:
-            arm = "amortised" if experiment == "c" else "amortised-64"
-            told["verdict"] = verdict_c(results, arm)
-            if experiment == "g":
-                told["verdict"] |= verdict_a(results, arm, "naive-64")
-            curves = results.curves(arm)
+        if whole and (experiment in "cg" or "of" in told["plan"]):
+            arm, source = (
+                "amortised-64" if experiment == "g" else "amortised",
+                HELD_OUT if "of" in told["plan"] else REAL,
+            )
+            told["verdict"] = verdict_c(results, arm, source)
+            if naive := [name for name in told["plan"]["arms"] if name.startswith("naive")]:
+                told["verdict"] |= verdict_a(results, arm, naive[0])
+            curves = results.curves(arm, source)
             assert curves is not None
             told["curves"] = curves.told()
             write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(_drawn(curves), "FD-domain"))

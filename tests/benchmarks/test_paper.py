@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper import cells, judged, latency, run
+from paper import cells, judged, latency, run, tables
 from paper.plan import PLAN, arm_config, arm_images
 from tests.e2e.conftest import CLASSES, write_images
 from tests.fakes import random_cascade, save_run, stage_config
@@ -18,6 +18,7 @@ from cdm.cascade import load_config
 from cdm.config import AugmentationConfig, DataConfig
 from cdm.evaluate.extractors import domain
 from cdm.nn.flops import count_flops
+from cdm.pipeline.held_out import write_held_out
 
 LEVELS = [0.0, 0.3, 1.0]
 
@@ -28,6 +29,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     toy = {
         "images": 48, "seeds": [21, 22], "levels": LEVELS, "few_levels": LEVELS,
         "sampling": {"base": ["ddpm", 2], "sr": ["dpmpp", 2], "direct": ["ddpm", 2]},
+        "remedy_levels": [0.0, 1.0], "bases": {"few": {"sampling": ["dpmpp", 1]}, "short": {"arm": "amortised"}},
         "arms": {
             "base-8": {"sizes": [8, 16], "stage": 0, "images": 64},
             "amortised": {"sizes": [8, 16], "stage": 1, "images": 64},
@@ -46,11 +48,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for part, count in (("train", 70), ("val", 30)):
         for seed, name in enumerate(CLASSES):
             write_images(tmp_path / part / name, count, seed=seed + 2 * (part == "val"))
+    held_out = [path.relative_to(tmp_path / "train").as_posix() for path in sorted((tmp_path / "train").rglob("*.png"))]
     options = {"channels": 3, "num_labels": 2}
     low, sr = stage_config(8, **options), stage_config(16, 8, **options)
     bare = stage_config(16, 8, **options, augmentation=AugmentationConfig(kind="none"))
     for name, top in (("base-8", sr), ("amortised", sr), ("naive", bare)):
         save_run(tmp_path / "work" / "arms" / name, random_cascade(low, top, classes=CLASSES))
+    write_held_out(tmp_path / "work" / "arms" / "amortised", held_out[::4])
 
     def call(what: str, *more: str) -> None:
         data = ("--data", str(tmp_path / "train"), "--val", str(tmp_path / "val"), "--work", str(tmp_path / "work"))
@@ -109,6 +113,37 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
 
 
+def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
+    """Other real low-res images, and other images of the base, at some of the levels."""
+    bench("measure", "--experiments", "c,c-held,c-few")
+    bench("tables", "--experiments", "c-held,c-few")
+    held, few = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("c-held", "c-few"))
+    rows = {(row["arm"], row["source"], row["level"]): row for row in few["rows"]}
+    assert rows.keys() == {("naive", "generated", None)} | {
+        ("amortised", source, level) for source in ("generated", "held-out") for level in (0.0, 1.0)
+    }
+    assert rows["amortised", "generated", 0.0]["evaluations"] == [1, 2]
+    of_held = {(row["source"], row["level"]): row for row in held["rows"]}
+    assert of_held["held-out", 1.0] == rows["amortised", "held-out", 1.0]
+    assert of_held["generated", 0.0]["evaluations"] == [2, 2]
+    ratio = few["verdict"]["real_highest_over_0"]["value"]
+    distances = [rows["amortised", "held-out", level]["distance"] for level in (1.0, 0.0)]
+    assert ratio == pytest.approx(distances[0] / distances[1], rel=1e-6)
+    assert few["pairs"][0]["what"] == ["naive, no level, non_truncated", "amortised, level 0, non_truncated"]
+    assert (tmp_path / "out" / "c-few.png").exists() and "naive_over_augmented" in few["verdict"]
+
+
+def test_a_real_image_that_comes_twice_is_in_one_group_of_the_jackknife(bench: Any, tmp_path: Path) -> None:
+    """35 held out, 48 images of a cell."""
+    bench("measure", "--experiments", "c-held")
+    options = run.parse(["tables", *(f"--{name}={tmp_path / where}" for name, where in (
+        ("data", "train"), ("val", "val"), ("work", "work")))])  # fmt: skip
+    results = tables.Results(run.open_bench(options, 16), run.cells_of("c-held"))
+    (first, *_) = results.of("amortised", cells.HELD_OUT)
+    place = results.groups(first).reshape(2, 48)
+    assert np.array_equal(place[0], place[1]) and np.array_equal(place[0, :13], place[0, 35:])
+
+
 @pytest.mark.parametrize("stages", [2, 3])
 def test_images_are_those_of_the_cascade_and_what_is_below_is_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: int
@@ -119,7 +154,7 @@ def test_images_are_those_of_the_cascade_and_what_is_below_is_made_once(
     for stage in cascade.stages:
         stage.hash = f"weights {stage.index}"
     real = SimpleNamespace(class_names=CLASSES, shape=(3, sizes[-1].size, sizes[-1].size))
-    lab = cells.Lab(tmp_path, real, None, 8)
+    lab = cells.Lab(tmp_path, real, real, None, 8)
     monkeypatch.setitem(PLAN, "sampling", {"base": ["ddpm", 3], "sr": ["dpmpp", 2]})
     indices = np.arange(8)
     expected = {}
