@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image as PILImage
 
-from cdm.evaluate.evaluation_plots import levels_plot
+from cdm.evaluate.evaluation_plots import apart, levels_plot
 from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
 
 LEVELS = (0.0, 0.1, 0.2, 0.3)
@@ -84,3 +84,8 @@ def test_the_picture_is_drawn_also_without_intervals() -> None:
     image = PILImage.open(io.BytesIO(levels_plot(curves, "distance")))
     colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
     assert image.width > 600 and {(0x1F, 0x4E, 0x8C), (0x2F, 0x7D, 0x4F)} <= colours
+
+
+def test_ticks_never_run_into_each_other() -> None:
+    assert apart([0.0, 0.06, 0.1, 0.2, 0.25, 1.0], 0.09) == [0.0, 0.1, 0.2, 1.0]
+    assert apart([], 0.1) == []

@@ -10,6 +10,8 @@ import numpy as np
 
 ACCENT, QUIET, GOOD = "#1f4e8c", "#9a9aa4", "#2f7d4f"
 MOST_CLASSES = 60
+TICKS_APART = 0.09  # of the range of levels, or their words run into each other
+NO_IMAGE = 100.0  # sigma / alpha from which nothing is left of an image
 
 
 def _figure(width: float, height: float):
@@ -122,6 +124,15 @@ def front_plot(points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str,
     return _png(figure)
 
 
+def apart(places: Sequence[float], least: float) -> list[float]:
+    """Those of rising ``places`` that lie ``least`` or more above the one kept before."""
+    kept = list[float]()
+    for place in places:
+        if not kept or place - kept[-1] >= least:
+            kept.append(place)
+    return kept
+
+
 def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> bytes:
     """Distance against augmentation level, a line for each kind of low-res images; sigma / alpha above. Thin bars from
     ``low`` to ``high``, thick ones over ``paired``.
@@ -143,10 +154,10 @@ def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) ->
                 axes.vlines(place, *point["paired"], color=colour, linewidth=3.5, alpha=0.6)
         axes.plot(places, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=4, label=name)
     ratios = {p["level"]: p["noise_ratio"] for points in curves.values() for p in points}
-    ticks = sorted(ratios)[:: max(1, len(ratios) // 6)]
+    ticks = apart(sorted(ratios), TICKS_APART * reach)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     above = axes.secondary_xaxis("top")
-    above.set_xticks(ticks, [f"{ratios[tick]:.2g}" for tick in ticks])
+    above.set_xticks(ticks, [f"{ratio:.2g}" if (ratio := ratios[tick]) < NO_IMAGE else "∞" for tick in ticks])
     above.set_xlabel("σ/α")
     axes.set_xlabel("augmentation level s")
     axes.set_ylabel(what)
