@@ -20,6 +20,7 @@ from cdm.evaluate.level_curves import Gap, LevelCurves, LevelPoint
 from cdm.evaluate.stats import FeatureStats
 from cdm.noise.schedule import aug_level_to_logsnr
 from paper.cells import GENERATED, HELD_OUT, REAL, Cell, Lab
+from paper.pictures import chosen, sheet
 from paper.plan import PLAN
 
 
@@ -226,9 +227,11 @@ def write_tables(
     out: Path, experiments: dict[str, tuple[list[Cell], list[Cell]]], open_bench: Callable[[int], BenchLike],
     beside: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """``EXPERIMENT.json``, ``.md`` and, where there are curves, ``.png``. experiments: own cells, and others' that they
-    are compared with. beside: what else was measured for one:
-    "judged", the readings of the base, and "timed", the seconds of both hand-overs."""
+    """``EXPERIMENT.json``, ``.md``, ``-pictures.png`` and, where there are curves, ``.png``.
+
+    experiments: own cells, and others' that they are compared with. beside: what else was measured for one: "judged",
+        the readings of the base, and "timed", the seconds of both hand-overs.
+    """
     benches: dict[int, BenchLike] = {}
     for experiment, (cells, others) in experiments.items():
         size = PLAN["arms"][cells[0].arm]["sizes"][-1]
@@ -259,6 +262,9 @@ def write_tables(
             assert curves is not None
             told["curves"] = curves.told()
             write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(_drawn(curves), "FD-domain"))
+        if shown := chosen(results.kinds, results.best):
+            first = [replace(kind, seed=results.seeds[0]) for kind in shown]
+            write_atomic(make_folder(out) / f"{experiment}-pictures.png", sheet(benches[size].lab, first))
         save_json(make_folder(out) / f"{experiment}.json", told)
         write_atomic(out / f"{experiment}.md", _markdown(told).encode())
         print(f"experiment {experiment}: written to {out / experiment}.json, {results.missing} cells missing")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from paper import cells, judged, latency, run, tables
 from paper.plan import PLAN, arm_config, arm_images
+from PIL import Image as PILImage
 from tests.e2e.conftest import CLASSES, write_images
 from tests.fakes import random_cascade, save_run, stage_config
 
@@ -130,6 +131,8 @@ def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
     distances = [rows["amortised", "held-out", level]["distance"] for level in (1.0, 0.0)]
     assert ratio == pytest.approx(distances[0] / distances[1], rel=1e-6)
     assert few["pairs"][0]["what"] == ["naive, no level, non_truncated", "amortised, level 0, non_truncated"]
+    with PILImage.open(tmp_path / "out" / "c-few-pictures.png") as sheet:
+        assert sheet.height == 2 + (1 + 2) * (2 * 16 + 2)  # naive, and both levels, of which one is the best
     assert (tmp_path / "out" / "c-few.png").exists() and "naive_over_augmented" in few["verdict"]
 
 
