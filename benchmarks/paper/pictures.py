@@ -13,10 +13,11 @@ from paper.cells import GENERATED, Cell, Lab
 COLUMNS = 13
 
 
-def chosen(kinds: list[Cell], best_of: Callable[[list[Cell]], Cell]) -> list[Cell]:
+def chosen(kinds: list[Cell], base: str, best_of: Callable[[list[Cell]], Cell]) -> list[Cell]:
     """Arms without a level; of the last one with levels the lowest, the best and the highest. On generated low-res
     images, non-truncated."""
-    made = [kind for kind in kinds if (kind.source, kind.hand_over) == (GENERATED, "non_truncated")]
+    asked = (GENERATED, "non_truncated", base)
+    made = [kind for kind in kinds if (kind.source, kind.hand_over, kind.base) == asked]
     plain = [kind for kind in made if kind.level is None]
     levelled = [kind for kind in made if kind.level is not None]
     if not levelled:

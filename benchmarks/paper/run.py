@@ -115,9 +115,10 @@ def cells_beside(experiment: str) -> list[Cell]:
     """Cells of other experiments that it is compared with."""
     if experiment in "ef":
         return [cell for cell in cells_of("c") if cell.source == GENERATED]
-    if experiment == "c-held":
-        return [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
-    return cells_of("c-held") if "of" in PLAN["experiments"][experiment] else []
+    if "of" not in PLAN["experiments"][experiment]:
+        return []
+    planned = [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
+    return planned if experiment == "c-held" else [*planned, *cells_of("c-held")]
 
 
 def is_trained(arm: str, work: Path) -> bool:

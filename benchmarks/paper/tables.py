@@ -37,6 +37,7 @@ class Row:
 
     arm: str
     source: str
+    base: str
     level: float | None
     hand_over: str
     distance: float
@@ -48,10 +49,10 @@ class Row:
 
 
 class Results:
-    """The cells of one top size."""
+    """The cells of one top size. base: of the generated low-res images that are looked at."""
 
-    def __init__(self, bench: BenchLike, cells: Sequence[Cell]) -> None:
-        self._bench = bench
+    def __init__(self, bench: BenchLike, cells: Sequence[Cell], base: str = "") -> None:
+        self._bench, self.base = bench, base
         there = [cell for cell in cells if bench.lab.path(cell, ".npy").exists()]
         self.seeds = sorted({cell.seed for cell in cells})
         whole = {cell for cell in there if all(replace(cell, seed=seed) in there for seed in self.seeds)}
@@ -82,8 +83,9 @@ class Results:
         told = [self._bench.lab.told(replace(kind, seed=s)) for s in self.seeds]
         assert whole.low is not None and whole.high is not None
         return Row(
-            kind.arm, kind.source, kind.level, kind.hand_over, whole.value, whole.low, whole.high, tuple(each),
-            tuple(told[0]["evaluations"]), sum(t["seconds"] for t in told) / sum(t["images"] for t in told),
+            kind.arm, kind.source, kind.base, kind.level, kind.hand_over, whole.value, whole.low, whole.high,
+            tuple(each), tuple(told[0]["evaluations"]),
+            sum(t["seconds"] for t in told) / sum(t["images"] for t in told),
         )  # fmt: skip
 
     def gap(self, kind: Cell, than: Cell, seeds: Sequence[int] | None = None) -> Gap:
@@ -93,10 +95,13 @@ class Results:
         assert found.low is not None and found.high is not None
         return Gap(found.value, found.low, found.high)
 
-    def of(self, arm: str, source: str = GENERATED, hand_over: str = "non_truncated") -> list[Cell]:
-        """By rising level."""
-        asked = (arm, source, hand_over)
-        found = [kind for kind in self.kinds if (kind.arm, kind.source, kind.hand_over) == asked]
+    def of(
+        self, arm: str, source: str = GENERATED, hand_over: str = "non_truncated", base: str | None = None
+    ) -> list[Cell]:
+        """By rising level. base: another than the one looked at."""
+        base = "" if source != GENERATED else self.base if base is None else base
+        asked = (arm, source, hand_over, base)
+        found = [kind for kind in self.kinds if (kind.arm, kind.source, kind.hand_over, kind.base) == asked]
         return sorted(found, key=lambda kind: kind.level or 0.0)
 
     def best(self, kinds: Sequence[Cell], seeds: Sequence[int] | None = None) -> Cell:
@@ -122,14 +127,15 @@ class Results:
             return None
         by_level = {kind.level: kind for kind in real}
         points = {
-            GENERATED: [self._point(kind, generated, by_level.get(kind.level)) for kind in generated],
-            source: [self._point(kind, real, None) for kind in real],
+            GENERATED: [self.point(kind, generated, by_level.get(kind.level)) for kind in generated],
+            source: [self.point(kind, real) for kind in real],
         }
         return LevelCurves(
             arm, PLAN["images"] * len(self.seeds), {"non_truncated": tuple(points[GENERATED])}, tuple(points[source])
         )
 
-    def _point(self, kind: Cell, kinds: Sequence[Cell], other: Cell | None) -> LevelPoint:
+    def point(self, kind: Cell, kinds: Sequence[Cell], other: Cell | None = None) -> LevelPoint:
+        """Beside the best and the first of ``kinds``, and the same level of ``other`` low-res images."""
         row, best, first = self.row(kind), self.best(kinds), kinds[0]
         level = kind.level or 0.0
         logsnr = float(aug_level_to_logsnr(AugmentationConfig(), _tensor(level))[0])
@@ -236,7 +242,7 @@ def write_tables(
     for experiment, (cells, others) in experiments.items():
         size = PLAN["arms"][cells[0].arm]["sizes"][-1]
         benches[size] = benches.get(size) or open_bench(size)
-        results = Results(benches[size], list(dict.fromkeys([*cells, *others])))
+        results = Results(benches[size], list(dict.fromkeys([*cells, *others])), cells[0].base)
         if not results.kinds:
             print(f"experiment {experiment}: no arm has all its seeds yet")
             continue
@@ -261,8 +267,8 @@ def write_tables(
             curves = results.curves(arm, source)
             assert curves is not None
             told["curves"] = curves.told()
-            write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(_drawn(curves), "FD-domain"))
-        if shown := chosen(results.kinds, results.best):
+            write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(drawn(results, curves, arm), "FD-domain"))
+        if shown := chosen(results.kinds, results.base, results.best):
             first = [replace(kind, seed=results.seeds[0]) for kind in shown]
             write_atomic(make_folder(out) / f"{experiment}-pictures.png", sheet(benches[size].lab, first))
         save_json(make_folder(out) / f"{experiment}.json", told)
@@ -270,18 +276,26 @@ def write_tables(
         print(f"experiment {experiment}: written to {out / experiment}.json, {results.missing} cells missing")
 
 
-def _drawn(curves: LevelCurves) -> dict[str, list[dict[str, Any]]]:
+def drawn(results: Results, curves: LevelCurves, arm: str) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the plot; those of the plan's own base first where another is looked at."""
+    lines = {}
+    if results.base:
+        planned = results.of(arm, base="")
+        lines["generated"] = [results.point(kind, planned).told() for kind in planned]
     generated = next(iter(curves.generated.values()))
-    return {"generated low-res images": [p.told() for p in generated], "real ones": [p.told() for p in curves.real]}
+    lines[PLAN["bases"][results.base]["called"] if results.base else "generated"] = [p.told() for p in generated]
+    return lines | {"real low-res images": [p.told() for p in curves.real]}
 
 
 def _markdown(told: dict[str, Any]) -> str:
     lines = ["| arm | low-res | level | hand-over | FD-domain (95 %) | of each seed | evaluations |", "|" + "---|" * 7]
     for row in told["rows"]:
         level = "–" if row["level"] is None else f"{row['level']:g}"
-        seeds = ", ".join(f"{value:.3g}" for value in row["of_seeds"])
+        seeds, source = ", ".join(f"{value:.3g}" for value in row["of_seeds"]), row["source"]
+        if row["base"]:
+            source = PLAN["bases"][row["base"]]["called"]
         lines.append(
-            f"| {row['arm']} | {row['source']} | {level} | {row['hand_over']} | {row['distance']:.3g} "
+            f"| {row['arm']} | {source} | {level} | {row['hand_over']} | {row['distance']:.3g} "
             f"({row['low']:.3g} to {row['high']:.3g}) | {seeds} | {' + '.join(map(str, row['evaluations']))} |"
         )
     if told["pairs"]:

@@ -30,7 +30,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     toy = {
         "images": 48, "seeds": [21, 22], "levels": LEVELS, "few_levels": LEVELS,
         "sampling": {"base": ["ddpm", 2], "sr": ["dpmpp", 2], "direct": ["ddpm", 2]},
-        "remedy_levels": [0.0, 1.0], "bases": {"few": {"sampling": ["dpmpp", 1]}, "short": {"arm": "amortised"}},
+        "remedy_levels": [0.0, 1.0], "bases": {"few": {"sampling": ["dpmpp", 1], "called": "generated in one"}},
         "arms": {
             "base-8": {"sizes": [8, 16], "stage": 0, "images": 64},
             "amortised": {"sizes": [8, 16], "stage": 1, "images": 64},
@@ -119,10 +119,11 @@ def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
     bench("measure", "--experiments", "c,c-held,c-few")
     bench("tables", "--experiments", "c-held,c-few")
     held, few = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("c-held", "c-few"))
-    rows = {(row["arm"], row["source"], row["level"]): row for row in few["rows"]}
-    assert rows.keys() == {("naive", "generated", None)} | {
-        ("amortised", source, level) for source in ("generated", "held-out") for level in (0.0, 1.0)
-    }
+    assert {(row["arm"], row["base"], row["source"], row["level"]) for row in few["rows"]} == {
+        ("naive", "few", "generated", None)} | {("amortised", base, source, level) for base, source in
+        (("few", "generated"), ("", "generated"), ("", "held-out")) for level in (0.0, 1.0)}  # fmt: skip
+    rows = {(row["arm"], row["source"], row["level"]): row for row in few["rows"]
+            if row["base"] == "few" or row["source"] == "held-out"}  # fmt: skip
     assert rows["amortised", "generated", 0.0]["evaluations"] == [1, 2]
     of_held = {(row["source"], row["level"]): row for row in held["rows"]}
     assert of_held["held-out", 1.0] == rows["amortised", "held-out", 1.0]
