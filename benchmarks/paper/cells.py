@@ -78,7 +78,7 @@ class Cell:
 @dataclass(frozen=True)
 class Lab:
     """val, held_out: real images at the top size, whose low-res versions are put in: of other sets, and those that
-    training held out. labels: of generated images, in turn."""
+    training held out."""
 
     work: Path
     val: RealImages
@@ -86,21 +86,21 @@ class Lab:
     extractor: Extractor
     count: int
 
-    def labels(self, source: str, indices: np.ndarray) -> np.ndarray:
-        """Class of each image: in turn, or of the real image below it."""
-        if source == GENERATED:
-            return indices % len(self.val.class_names)
-        real = self.real(source)
-        assert real.labels is not None
-        return real.labels[indices % real.count].astype(np.int64)
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Classes in turn, of generated and of real low-res images."""
+        return indices % len(self.val.class_names)
+
+    def picked(self, source: str, indices: np.ndarray) -> np.ndarray:
+        """The real image below each: those of its class in turn, from the first again when all have come."""
+        labels, asked = self.real(source).labels, self.labels(indices)
+        assert labels is not None
+        members = [np.flatnonzero(labels == k) for k in range(len(self.val.class_names))]
+        turn = indices // len(members)
+        return np.array([members[k][t % len(members[k])] for k, t in zip(asked, turn, strict=True)])
 
     def real(self, source: str) -> RealImages:
         """Whose low-res versions are put in; of generated ones: whose classes they have."""
         return self.held_out if source == HELD_OUT else self.val
-
-    def distinct(self, source: str) -> int:
-        """Images of a cell before the first low-res image comes again."""
-        return self.count if source == GENERATED else min(self.count, self.real(source).count)
 
     def path(self, cell: Cell, ending: str) -> Path:
         return make_folder(self.work / "cells") / f"{cell.name}{ending}"
@@ -142,7 +142,7 @@ class Lab:
     ) -> tuple[torch.Tensor, tuple[int, ...]]:
         """uint8 at the size of the extractor's images."""
         seeds = torch.tensor([image_seed(cell.seed, int(i)) for i in indices])
-        labels, below = torch.from_numpy(self.labels(cell.source, indices)), len(cascade.stages) - 2
+        labels, below = torch.from_numpy(self.labels(indices)), len(cascade.stages) - 2
         if below < 0 or cell.hand_over == "truncated":
             sampled = cascade.sample(labels, seeds, settings=settings, batch_size=len(seeds))
             made, evaluations = sampled.images[-1], sampled.evaluations
@@ -151,7 +151,8 @@ class Lab:
                 low_res, spent = self._below(cell, cascade, settings, labels, seeds)
             else:
                 real, spent = self.real(cell.source), (0,) * (below + 1)
-                low_res = make_low_res(to_float(real.pick(indices % real.count), FULL_8), cascade.config.sizes[below])
+                picked = real.pick(self.picked(cell.source, indices))
+                low_res = make_low_res(to_float(picked, FULL_8), cascade.config.sizes[below])
             made = carry_up(cascade, below, low_res.to(cascade.device), labels, seeds, settings)[-1]
             evaluations = (*spent, settings.steps[-1])
         size = self.val.shape[-1]

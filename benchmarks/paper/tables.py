@@ -63,23 +63,21 @@ class Results:
         """Rows of all seeds; row i of two kinds has the same seed."""
         return np.concatenate([self._bench.lab.rows(replace(kind, seed=s)) for s in seeds or self.seeds])
 
-    def _labels(self, kind: Cell, rows: int) -> np.ndarray:
-        """Class of each row of one seed."""
-        return self._bench.lab.labels(kind.source, np.arange(rows))
-
     def groups(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Of the jackknife, of all seeds: image i, which real low-res images share over the seeds, is in one group."""
-        many = len(seeds or self.seeds)
-        rows = len(self.features(kind, seeds)) // many
-        distinct = min(rows, self._bench.lab.distinct(kind.source))
-        once = groups_of(distinct, self._labels(kind, distinct))
-        return np.tile(once[np.arange(rows) % distinct], many)
+        """Of the jackknife, of all seeds: all that was made of one real image is in one group, and so are images of
+        the same place in the seeds."""
+        lab, many = self._bench.lab, len(seeds or self.seeds)
+        places = np.arange(len(self.features(kind, seeds)) // many)
+        if kind.source == GENERATED:
+            return np.tile(groups_of(len(places), lab.labels(places)), many)
+        real = lab.real(kind.source)
+        return np.tile(groups_of(real.count, real.labels)[lab.picked(kind.source, places)], many)
+
+    def distance(self, kind: Cell, seeds: Sequence[int] | None = None) -> Estimate:
+        return frechet_estimate(self._bench.stats, self.features(kind, seeds), groups=self.groups(kind, seeds))
 
     def row(self, kind: Cell) -> Row:
-        features = self.features(kind)
-        labels = np.tile(self._labels(kind, len(features) // len(self.seeds)), len(self.seeds))
-        whole = frechet_estimate(self._bench.stats, features, labels)
-        each = [frechet_estimate(self._bench.stats, self.features(kind, [s])).value for s in self.seeds]
+        whole, each = self.distance(kind), [self.distance(kind, [seed]).value for seed in self.seeds]
         told = [self._bench.lab.told(replace(kind, seed=s)) for s in self.seeds]
         assert whole.low is not None and whole.high is not None
         return Row(
@@ -89,7 +87,14 @@ class Results:
         )  # fmt: skip
 
     def gap(self, kind: Cell, than: Cell, seeds: Sequence[int] | None = None) -> Gap:
-        """Log ratio of the distances on the same seeds; above 0: ``kind`` is worse."""
+        """Log ratio of the distances; above 0: ``kind`` is worse. Of generated low-res images, or of real ones, on the
+        same seeds and images; between them the two intervals are added as independent ones are."""
+        if kind.source != than.source:
+            one, two = (self.distance(each, seeds) for each in (kind, than))
+            assert one.high is not None and two.high is not None
+            value = math.log(one.value / two.value)
+            reach = math.hypot(*((each.high or 0) / each.value - 1 for each in (one, two)))
+            return Gap(value, value - reach, value + reach)
         pair = self.features(kind, seeds), self.features(than, seeds)
         found = frechet_log_ratio(self._bench.stats, *pair, groups=self.groups(kind, seeds))
         assert found.low is not None and found.high is not None
@@ -105,7 +110,7 @@ class Results:
         return sorted(found, key=lambda kind: kind.level or 0.0)
 
     def best(self, kinds: Sequence[Cell], seeds: Sequence[int] | None = None) -> Cell:
-        return min(kinds, key=lambda kind: frechet_estimate(self._bench.stats, self.features(kind, seeds)).value)
+        return min(kinds, key=lambda kind: self.distance(kind, seeds).value)
 
     def slope(self, kinds: Sequence[Cell]) -> Estimate:
         """Of log distance over the level by least squares, with a jackknife over groups of seeds."""

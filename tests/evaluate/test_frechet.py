@@ -5,7 +5,7 @@ import pytest
 
 from cdm.errors import UserError
 from cdm.evaluate import frechet
-from cdm.evaluate.frechet import frechet_distance, frechet_estimate
+from cdm.evaluate.frechet import frechet_distance, frechet_estimate, groups_of
 from cdm.evaluate.stats import FeatureStats, feature_stats
 
 
@@ -80,7 +80,7 @@ def test_the_interval_covers_what_other_images_would_have_given():
     """The mean distance over many sets of the same size lies in 95 % of the intervals."""
     rng = np.random.default_rng(9)
     reference = stats(np.zeros(4), np.eye(4))
-    estimates = [frechet_estimate(reference, rng.normal(0.3, 1.2, size=(400, 4))) for _ in range(200)]
+    estimates = [frechet_estimate(reference, rng.normal(0.3, 1.2, size=(390, 4))) for _ in range(200)]
     centre = np.mean([e.value for e in estimates])
     held = np.mean([e.low <= centre <= e.high for e in estimates])
     assert held > 0.9  # 3 standard errors below 95 %
@@ -123,3 +123,15 @@ def test_too_few_for_an_interval_is_said():
 def test_different_widths_are_refused():
     with pytest.raises(UserError, match="4 and of 5 features"):
         frechet_distance(stats(np.zeros(4), np.eye(4)), stats(np.zeros(5), np.eye(5)))
+
+
+def test_images_that_hang_together_are_left_out_together() -> None:
+    """Every image twice says no more than once, which groups of the jackknife must know."""
+    rng = np.random.default_rng(3)
+    real, fake = feature_stats(rng.normal(size=(2000, 4))), rng.normal(0.3, 1.2, size=(390, 4))
+    once, groups = frechet_estimate(real, fake), groups_of(390)
+    twice = frechet_estimate(real, np.concatenate([fake, fake]), groups=np.tile(groups, 2))
+    apart = frechet_estimate(real, np.concatenate([fake, fake]))
+    assert twice.high is not None and once.high is not None and apart.high is not None
+    assert twice.high - twice.value == pytest.approx(once.high - once.value, rel=0.02)
+    assert apart.high - apart.value < 0.85 * (once.high - once.value)

@@ -35,7 +35,9 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     return _distance(a, b, symmetric_root(a.cov), symmetric_root(b.cov))
 
 
-def frechet_estimate(real: FeatureStats, fake: Rows, strata: Strata | None = None) -> Estimate:
+def frechet_estimate(
+    real: FeatureStats, fake: Rows, strata: Strata | None = None, groups: Strata | None = None
+) -> Estimate:
     """Fréchet distance to ``real`` with an interval for the chance in which images were generated.
 
     The interval is a jackknife over 20 groups of the generated images; the reference stands still. It does not cover
@@ -43,6 +45,7 @@ def frechet_estimate(real: FeatureStats, fake: Rows, strata: Strata | None = Non
 
     Args:
         strata: class of each image, where so many of each were asked for: how many there are is then no chance.
+        groups: of the jackknife, instead: for images that hang together, which must fall into one (``groups_of``).
 
     Raises:
         UserError: different widths, fewer than 2 images, values that are not finite.
@@ -54,7 +57,7 @@ def frechet_estimate(real: FeatureStats, fake: Rows, strata: Strata | None = Non
     value = _distance(real, stats, root, own_root)
     if len(fake) < 2 * GROUPS:
         return Estimate(value, None, None, f"no interval from {len(fake)} images, fewer than {2 * GROUPS}")
-    left_out = leave_out(fake, stats, groups_of(len(fake), strata))
+    left_out = leave_out(fake, stats, groups_of(len(fake), strata) if groups is None else groups)
     estimate = jackknife(value, [quick_distance(real, left, root) for left in left_out], "images")
     assert estimate.low is not None
     return replace(estimate, low=max(0.0, estimate.low))
