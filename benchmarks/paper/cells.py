@@ -111,12 +111,18 @@ class Lab:
     def told(self, cell: Cell) -> dict[str, Any]:
         return json.loads(self.path(cell, ".json").read_text())
 
+    def key(self, cell: Cell, cascade: Cascade, settings: SamplingConfig) -> str:
+        """Names all that the cell hangs on; of real low-res images also which ones they are."""
+        real = self.real(cell.source)
+        of = [cascade.hash, to_dict(settings), self.extractor.hash, real.fingerprint, self.count]
+        if cell.source != GENERATED:
+            of.append(self.picked(cell.source, np.arange(self.count)).tolist())
+        return key_of(*of)
+
     def measure(self, cell: Cell, cascade: Cascade) -> None:
-        """Make the cell, unless it is there from the same weights, settings, extractor and number of images."""
+        """Make the cell, unless it is there with the same key."""
         settings = settings_of(cascade, cell)
-        key = key_of(
-            cascade.hash, to_dict(settings), self.extractor.hash, self.real(cell.source).fingerprint, self.count
-        )
+        key = self.key(cell, cascade, settings)
         if self.path(cell, ".npy").exists() and self.told(cell)["key"] == key:
             return
         rows, kept, evaluations, began = [], [], (0,), time.perf_counter()

@@ -262,10 +262,8 @@ def write_tables(
         if experiment == "b":
             told["verdict"] = verdict_b(told["pairs"])
         if whole and (experiment in "cg" or "of" in told["plan"]):
-            arm, source = (
-                "amortised-64" if experiment == "g" else "amortised",
-                HELD_OUT if "of" in told["plan"] else REAL,
-            )
+            arm = "amortised-64" if experiment == "g" else "amortised"
+            source = HELD_OUT if "of" in told["plan"] else REAL
             told["verdict"] = verdict_c(results, arm, source)
             if naive := [name for name in told["plan"]["arms"] if name.startswith("naive")]:
                 told["verdict"] |= verdict_a(results, arm, naive[0])

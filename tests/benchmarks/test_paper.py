@@ -137,7 +137,9 @@ def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "c-few.png").exists() and "naive_over_augmented" in few["verdict"]
 
 
-def test_real_low_res_images_have_their_classes_in_turn_and_repeats_share_a_group(bench: Any, tmp_path: Path) -> None:
+def test_real_low_res_images_have_their_classes_in_turn_and_repeats_share_a_group(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """18 and 17 held out of two classes, in the order of the classes; 48 images of a cell."""
     bench("measure", "--experiments", "c-held")
     options = run.parse(["tables", *(f"--{name}={tmp_path / where}" for name, where in (
@@ -148,6 +150,17 @@ def test_real_low_res_images_have_their_classes_in_turn_and_repeats_share_a_grou
     assert lab.held_out.labels[picked].tolist() == [0, 1] * 24 == lab.labels(places).tolist()
     counts = np.bincount(picked, minlength=35)
     assert (counts[:18].sum(), counts[18:].sum()) == (24, 24) and counts.min() == 1 and counts.max() == 2
+    cascade, cell = run.cascade_of("amortised", tmp_path / "work"), run.cells_of("c-held")[0]
+
+    def keys() -> list[str]:
+        both = (cell, replace(cell, source=cells.GENERATED))
+        return [lab.key(each, cascade, cells.settings_of(cascade, each)) for each in both]
+
+    before = keys()
+    assert json.loads(lab.path(cell, ".json").read_text())["key"] == before[0]
+    with monkeypatch.context() as other:
+        other.setattr(cells.Lab, "picked", lambda *_: picked[::-1])
+        assert keys()[0] != before[0] and keys()[1] == before[1]  # of other real images: made anew
     results = tables.Results(opened, run.cells_of("c-held"))
     first, *_ = kinds = results.of("amortised", cells.HELD_OUT)
     place = results.groups(first).reshape(2, 48)
