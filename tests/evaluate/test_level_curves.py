@@ -43,7 +43,7 @@ def test_the_papers_picture() -> None:
     """Non-monotone on generated images, rising on real ones."""
     said = words((9, 5, 6.2, 8), (3, 3.5, 5.8, 7.5))
     assert "smallest at level 0.1, and both ends are worse beyond the intervals" in said
-    assert "worse than real ones up to level 0.1; from level 0.2 on the curves lie together" in said
+    assert "worse than real ones up to level 0.1; from level 0.2 on no difference is told" in said
     assert "level 0.2 is the first that is worse than 0 beyond the intervals: there loss of information begins" in said
 
 

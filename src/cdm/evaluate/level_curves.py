@@ -125,7 +125,8 @@ def _compounding(generated: Sequence[LevelPoint]) -> str:
         )
     return (
         f"Generated low-res images are worse than real ones up to level {pairs[last].level:g}; from level "
-        f"{pairs[last + 1].level:g} on the curves lie together: there compounding error ends."
+        f"{pairs[last + 1].level:g} on no difference is told beyond the intervals: what compounding error is left "
+        "there is too small for so many images to show."
     )
 
 
