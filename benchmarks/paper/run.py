@@ -33,7 +33,7 @@ from cdm.train.loop import Stopped
 from paper.cells import GENERATED, REAL, Cell, Lab, join
 from paper.judged import judge_base, judged_path
 from paper.latency import latency_path, measure_latency
-from paper.plan import PLAN
+from paper.plan import PLAN, kind_of
 from paper.tables import write_tables
 from paper.training import train_arm
 
@@ -106,8 +106,8 @@ def cells_of(experiment: str) -> list[Cell]:
             if "level" in PLAN["arms"][arm]:
                 levels = [PLAN["arms"][arm]["level"]]
             cells += [Cell(arm, source, level, plain, seed, base) for source in sources for level in levels]
-            if experiment == "b":
-                cells += [Cell(arm, GENERATED, level, "truncated", seed) for level in levels if level]
+            if kind_of(experiment) == "b":
+                cells += [Cell(arm, GENERATED, level, "truncated", seed, base) for level in levels if level]
     return cells
 
 
@@ -117,6 +117,8 @@ def cells_beside(experiment: str) -> list[Cell]:
         return [cell for cell in cells_of("c") if cell.source == GENERATED]
     if "of" not in PLAN["experiments"][experiment]:
         return []
+    if kind_of(experiment) != "c":
+        return cells_of(kind_of(experiment))
     planned = [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
     return planned if experiment == "c-held" else [*planned, *cells_of("c-held")]
 

@@ -21,7 +21,7 @@ from cdm.evaluate.stats import FeatureStats
 from cdm.noise.schedule import aug_level_to_logsnr
 from paper.cells import GENERATED, HELD_OUT, REAL, Cell, Lab
 from paper.pictures import chosen, sheet
-from paper.plan import PLAN
+from paper.plan import PLAN, kind_of
 
 
 class BenchLike(Protocol):
@@ -204,7 +204,7 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
     """What the experiment compares, pair by pair."""
     arms = PLAN["experiments"][experiment]["arms"]
     compared: list[tuple[Cell, Cell]] = []
-    if experiment == "b":
+    if kind_of(experiment) == "b":
         plain = {kind.level: kind for kind in results.of("amortised")}
         compared = [(kind, plain[kind.level]) for kind in results.of("amortised", GENERATED, "truncated")
                     if kind.level in plain]  # fmt: skip
@@ -259,9 +259,9 @@ def write_tables(
         whole = not results.missing
         if experiment == "a" and results.of("amortised"):
             told["verdict"] = verdict_a(results)
-        if experiment == "b":
+        if kind_of(experiment) == "b":
             told["verdict"] = verdict_b(told["pairs"])
-        if whole and (experiment in "cg" or "of" in told["plan"]):
+        if whole and kind_of(experiment) in "cg":
             arm = "amortised-64" if experiment == "g" else "amortised"
             source = HELD_OUT if "of" in told["plan"] else REAL
             told["verdict"] = verdict_c(results, arm, source)

@@ -30,7 +30,10 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     toy = {
         "images": 48, "seeds": [21, 22], "levels": LEVELS, "few_levels": LEVELS,
         "sampling": {"base": ["ddpm", 2], "sr": ["dpmpp", 2], "direct": ["ddpm", 2]},
-        "remedy_levels": [0.0, 1.0], "bases": {"few": {"sampling": ["dpmpp", 1], "called": "generated in one"}},
+        "remedy_levels": [0.0, 1.0], "bases": {
+            "few": {"sampling": ["dpmpp", 1], "called": "generated in one"},
+            "many": {"sampling": ["ddpm", 4], "called": "generated in four"},
+        },
         "arms": {
             "base-8": {"sizes": [8, 16], "stage": 0, "images": 64},
             "amortised": {"sizes": [8, 16], "stage": 1, "images": 64},
@@ -40,6 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     }  # fmt: skip
     for name, value in toy.items():
         monkeypatch.setitem(PLAN, name, value)
+    monkeypatch.setitem(PLAN["experiments"]["b-many"], "levels", [0.3])
     for name, arms in {"a": ["naive", "amortised"], "b": ["amortised"], "c": ["amortised"], "e": ["no-class"]}.items():
         monkeypatch.setitem(PLAN["experiments"], name, PLAN["experiments"][name] | {"arms": ["amortised", *arms]})
         PLAN["experiments"][name]["arms"] = list(dict.fromkeys(PLAN["experiments"][name]["arms"]))
@@ -135,6 +139,20 @@ def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
     with PILImage.open(tmp_path / "out" / "c-few-pictures.png") as sheet:
         assert sheet.height == 2 + (1 + 2) * (2 * 16 + 2)  # naive, and both levels, of which one is the best
     assert (tmp_path / "out" / "c-few.png").exists() and "naive_over_augmented" in few["verdict"]
+
+
+def test_more_evaluations_of_the_base_stand_beside_the_planned_hand_overs(bench: Any, tmp_path: Path) -> None:
+    bench("measure", "--experiments", "b,b-many")
+    bench("tables", "--experiments", "b-many")
+    told = json.loads((tmp_path / "out" / "b-many.json").read_text())
+    many = {row["hand_over"]: row["evaluations"] for row in told["rows"] if row["base"] == "many"}
+    planned = {(row["hand_over"], row["level"]): row["evaluations"] for row in told["rows"] if not row["base"]}
+    assert many["non_truncated"] == [4, 2] and many["truncated"][0] < 4
+    assert planned["non_truncated", 0.3] == [2, 2]
+    (pair,) = told["pairs"]
+    rows = {row["hand_over"]: row["distance"] for row in told["rows"] if row["base"] == "many"}
+    assert pair["ratio"]["value"] == pytest.approx(rows["truncated"] / rows["non_truncated"], rel=1e-6)
+    assert told["verdict"]["alike"].keys() == {pair["what"][0]}
 
 
 def test_real_low_res_images_have_their_classes_in_turn_and_repeats_share_a_group(
