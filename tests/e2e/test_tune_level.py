@@ -107,6 +107,7 @@ def test_a_stopped_search_goes_on_and_nothing_is_made_twice(
     second = told(run)
     remade = {key for key, *_ in made[count:]} & {key for key, *_ in made[:count]}
     assert not remade and first["searches"][0]["levels"] == second["searches"][0]["levels"]
+    assert first["again"] == second["again"] and "against before" in first["again"]
     assert len(load_config(run).sampling_history) == 1
 
 
@@ -174,8 +175,17 @@ def test_steps_and_level_together(tmp_path: Path, photos: Path, monkeypatch: pyt
         (("--axis", "steps", "--metric", "kid"), ("got --metric", "--axis level")),
         (("--levels", "0:0.8"), ("--levels is 0:0.8", "stage 1-16 was trained at 0 to 0.6", "a range within")),
         (("--levels", "0.3:0.1"), ("--levels is '0.3:0.1'", "a range that rises")),
-        (("--levels", "0.2"), ("--levels is 0.2", "a range within")),
-        (("--minutes", "1e-5"), ("does not suffice for the first round of levels of stage 1-16", "raise --minutes")),
+        (("--levels", "0.2"), ("--levels is 0.2, which leaves nothing to choose", "cdm sample --aug-level")),
+        (("--levels", "0.1:0.1001"), ("leaves nothing to choose", "a range of at least 0.01")),
+        (
+            ("--minutes", "1e-5"),
+            (
+                "leaves 0 s for stage 1-16, non_truncated, whose first round still takes about",
+                "(6 levels, 128 images of each)",
+                "expected about",
+            ),
+        ),
+        (("-n", "1000000000"), ("-n is 1,000,000,000", "at most 1,000,000")),
     ],
 )
 def test_bad_requests_are_one_sentence(
@@ -184,6 +194,32 @@ def test_bad_requests_are_one_sentence(
     run = new_run(tmp_path / "run")
     refused(tune(run, photos, *options), *words)
     assert not load_config(run).sampling_history
+
+
+def test_levels_below_those_trained(tmp_path: Path, photos: Path) -> None:
+    """Clean images were seen in training, the levels between them and the lowest one were not."""
+    run = new_run(tmp_path / "run", AugmentationConfig(level_min=0.2, level_max=0.5))
+    refused(tune(run, photos, "--levels", "0:0.3"), "--levels is 0:0.3", "trained at 0.2 to 0.5", "a range within")
+
+
+def test_a_report_that_cannot_be_written_changes_nothing(tmp_path: Path, photos: Path) -> None:
+    run = new_run(tmp_path / "run")
+    (run / "tuning" / "levels.json").mkdir(parents=True)
+    refused(tune(run, photos, "--hand-over", "non_truncated"), "levels.json")
+    assert not load_config(run).sampling_history
+
+
+def test_real_images_without_classes_have_no_curve(tmp_path: Path, photos: Path) -> None:
+    """They would be drawn without class and compared with generated ones that have some."""
+    run, flat = new_run(tmp_path / "run"), tmp_path / "flat"
+    flat.mkdir()
+    for k, path in enumerate((photos / "val").glob("*/*.png")):
+        shutil.copy(path, flat / f"{k}.png")
+    succeeded(tune(run, photos, "--data", flat, "--hand-over", "non_truncated"), "their classes are not known")
+    (curves,) = told(run)["level_curves"]
+    assert not curves["real"] and len(curves["generated"]["non_truncated"]) >= 6 and not curves["missing"]
+    assert "real low-res images" not in " ".join(curves["words"])
+    assert load_config(run).sampling_history
 
 
 def test_a_cascade_without_anything_to_choose(tmp_path: Path, photos: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cdm.errors import CorruptError
-from cdm.evaluate import feature_store
+from cdm.evaluate import checked_rows
 from cdm.evaluate.extractors.base import Features
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.evaluate.stats import feature_stats
@@ -78,8 +78,8 @@ def test_rows_are_on_the_disk_before_they_are_marked(tmp_path, monkeypatch):
         store = FeatureStore.open(tmp_path, f"{allowed}", COUNT, WIDTHS)
         left[0] = allowed
         with monkeypatch.context() as patch:
-            patch.setattr(feature_store.os, "fsync", fsync)
-            if allowed < 3:  # main, probabilities, done
+            patch.setattr(checked_rows.os, "fsync", fsync)
+            if allowed < 3:  # main, probabilities, marks
                 with pytest.raises(KeyboardInterrupt):
                     fill(store, np.arange(50), 50)
             else:
@@ -145,6 +145,27 @@ def test_a_cut_file_is_told(tmp_path):
     store = FeatureStore.open(tmp_path, "key", COUNT, WIDTHS)
     os.truncate(store.path / "main.f32", 1000)
     with pytest.raises(CorruptError, match=r"main\.f32 has 1000 bytes and should have 60000"):
+        FeatureStore.open(tmp_path, "key", COUNT, WIDTHS)
+
+
+def test_rows_that_were_changed_are_told(tmp_path):
+    """One byte of every row, so chance finds 254 of 255; and the mark of a row that was never written."""
+    store = FeatureStore.open(tmp_path, "key", COUNT, WIDTHS)
+    fill(store, np.arange(0, COUNT, 2), 500)
+    assert len(FeatureStore.open(tmp_path, "key", COUNT, WIDTHS).missing()) == COUNT // 2
+    for name, width in (("main", 20), ("probabilities", 12)):
+        path = store.path / f"{name}.f32"
+        whole = path.read_bytes()
+        rows = np.frombuffer(whole, np.uint8).reshape(COUNT, width).copy()
+        rows[:, 7] ^= 64
+        path.write_bytes(rows.tobytes())
+        with pytest.raises(CorruptError, match=r"(14[6-9]\d|1500) rows are not what was written, the first is [02]"):
+            FeatureStore.open(tmp_path, "key", COUNT, WIDTHS)
+        path.write_bytes(whole)
+    marks = bytearray((store.path / "marks").read_bytes())
+    marks[1] = marks[3] = 9
+    (store.path / "marks").write_bytes(marks)
+    with pytest.raises(CorruptError, match="2 rows are not what was written, the first is 1"):
         FeatureStore.open(tmp_path, "key", COUNT, WIDTHS)
 
 

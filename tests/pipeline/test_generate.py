@@ -7,7 +7,7 @@ from tests.fakes import random_cascade, stage_config
 
 from cdm.cascade import image_seed
 from cdm.data.pixels import FULL_8
-from cdm.errors import UserError
+from cdm.errors import CorruptError, UserError
 from cdm.pipeline.generate import ImageStore, OracleImages, RunImages, carry_up, fill, no_progress
 from cdm.pipeline.image_source import class_shares, labels_in_turn
 from cdm.pipeline.processes import Processes
@@ -164,3 +164,19 @@ def test_a_store_of_a_lower_stage_takes_its_images(tmp_path):
     stages = source.stages(0, 6)
     assert (torch.from_numpy(low.images()) == stages[0][:4]).all()
     assert (torch.from_numpy(high.images()) == stages[1]).all()
+
+
+def test_images_that_were_changed_are_told(tmp_path):
+    store = ImageStore(tmp_path, "k", 20, (1, 2, 2))
+    fill(Numbers(20), [store], Processes(), 8, no_progress)
+    assert len(ImageStore(tmp_path, "k", 20, (1, 2, 2)).missing()) == 0
+    pixels = tmp_path / "images-k.u8"
+    whole = pixels.read_bytes()
+    for content, bad in ((whole[:10], 18), (b"", 20), (bytes([*whole[:20], 77, *whole[21:]]), 1)):
+        pixels.write_bytes(content)
+        with pytest.raises(CorruptError, match=rf"^{bad} of the images in .*images-k.u8 are not what was written"):
+            ImageStore(tmp_path, "k", 20, (1, 2, 2))
+    (tmp_path / "images-k.marks").unlink()
+    store = ImageStore(tmp_path, "k", 20, (1, 2, 2))
+    fill(Numbers(20), [store], Processes(), 8, no_progress)
+    assert (store.images()[:, 0, 0, 0] == np.arange(20)).all()

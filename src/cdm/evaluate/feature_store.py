@@ -13,16 +13,14 @@ from jaxtyping import Float32, Int64
 
 from cdm.artifacts import load_json, make_folder, save_json, told_by_path
 from cdm.errors import CorruptError
+from cdm.evaluate.checked_rows import damaged, marks_of, read_marks, write_marks, write_rows
 from cdm.evaluate.extractors.base import Features
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder with ``meta.json``, one file of float32 rows per kind of feature, and ``done``, one byte per image.
-
-    A row's byte is set only after the row is on the disk, so a kill at any moment leaves rows that are missing, never
-    rows that are wrong. Plain writes, not writes to a mapping: on a full disk these raise an error, where a mapping
-    kills the process.
+    """A folder with ``meta.json``, one file of float32 rows per kind of feature, and ``marks``, one byte per image,
+    which is also a check of its rows.
 
     path: the store's own folder.
     count: of images.
@@ -42,11 +40,11 @@ class FeatureStore:
             widths: see ``widths`` in ``extractors.base``.
 
         Raises:
-            CorruptError: files that do not belong together.
+            CorruptError: files that do not belong together, or rows that are not what was written.
             UserError: no room or no permission.
         """
         assert count > 0 and widths
-        name = hashlib.sha256(f"{key}\n{count}\n{sorted(widths.items())}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"checked\n{key}\n{count}\n{sorted(widths.items())}".encode()).hexdigest()[:24]
         store = FeatureStore(make_folder(folder / name), count, dict(widths))
         meta = {"key": key, "count": count, "widths": dict(widths)}
         if not (store.path / "meta.json").exists():
@@ -55,20 +53,24 @@ class FeatureStore:
             raise _damaged(store.path, "its meta.json tells of other features")
         for file, size in store._sizes().items():
             _make_file(store.path / file, size)
+        files = [(store.path / f"{name}.f32", 4 * width) for name, width in store.widths.items()]
+        if bad := damaged(store._marks(), files):
+            raise _damaged(store.path, f"{len(bad)} rows are not what was written, the first is {bad[0]}")
         return store
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of each file."""
-        return {f"{name}.f32": 4 * width * self.count for name, width in self.widths.items()} | {"done": self.count}
+        return {f"{name}.f32": 4 * width * self.count for name, width in self.widths.items()} | {"marks": self.count}
+
+    def _marks(self) -> np.ndarray:
+        return read_marks(self.path / "marks", self.count)
 
     def missing(self) -> Int64[np.ndarray, " m"]:
         """Numbers of the images whose rows are not there yet, rising."""
-        with told_by_path(self.path / "done"):
-            done = np.fromfile(self.path / "done", np.uint8)
-        return np.flatnonzero(done != 1).astype(np.int64)
+        return np.flatnonzero(self._marks() == 0).astype(np.int64)
 
     def write(self, indices: Int64[np.ndarray, " b"], features: Features) -> None:
-        """Puts down rows and then marks them as done, both flushed to the disk.
+        """Puts down rows and then marks them, both flushed to the disk.
 
         Raises:
             UserError: the disk is full; what was done before stays done.
@@ -76,10 +78,10 @@ class FeatureStore:
         assert len(indices) and 0 <= indices.min() and indices.max() < self.count
         parts = features.by_name()
         assert {name: part.shape[1] for name, part in parts.items()} == dict(self.widths)
-        for name, part in parts.items():
-            rows = np.ascontiguousarray(part.numpy(), "<f4")
-            _write_rows(self.path / f"{name}.f32", indices, rows.view(np.uint8))
-        _write_rows(self.path / "done", indices, np.ones((len(indices), 1), np.uint8))
+        rows = {name: np.ascontiguousarray(parts[name].numpy(), "<f4").view(np.uint8) for name in self.widths}
+        for name, part in rows.items():
+            write_rows(self.path / f"{name}.f32", indices, part)
+        write_marks(self.path / "marks", indices, marks_of(list(rows.values())))
 
     def rows(self, name: str = "main", count: int | None = None) -> Float32[np.ndarray, "n d"]:
         """The first ``count`` rows of one kind (None: all), mapped read-only. Only when none of them is missing."""
@@ -101,23 +103,3 @@ def _make_file(path: Path, size: int) -> None:
             os.ftruncate(file.fileno(), size)
         elif there != size:
             raise _damaged(path.parent, f"{path.name} has {there} bytes and should have {size}")
-
-
-def _write_rows(path: Path, indices: Int64[np.ndarray, " b"], rows: np.ndarray) -> None:
-    """Bytes ``[b, width]`` to their places, neighbours in one go, and flushed."""
-    width = rows.shape[1]
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    with told_by_path(path):
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            for first, run in zip([0, *breaks.tolist()], np.split(rows, breaks), strict=True):
-                _write_all(fd, run.tobytes(), int(indices[first]) * width)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _write_all(fd: int, content: bytes, offset: int) -> None:
-    while content:  # the system may take a part of it only
-        written = os.pwrite(fd, content, offset)
-        content, offset = content[written:], offset + written

@@ -244,6 +244,7 @@ def _run_images(
         lacking = [] if known is None else sorted(set(range(config.num_classes)) - set(known.tolist()))
         if lacking:
             named = ", ".join(config.class_names[i] for i in lacking[:8])
+            named += f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
             notes.append(f"{real.where if real else ''} has no image of {named}: none is generated of these classes")
     return RunImages(cascade, settings, request.seed or 0, labels, count, f"{Path(request.subject).resolve().name}")
 

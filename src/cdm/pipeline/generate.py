@@ -7,7 +7,6 @@ after every resume and for every number of images.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from cdm.cascade import Cascade, StageImage, image_seed, run_stage
 from cdm.config import SamplingConfig, to_dict
 from cdm.data.batches import StageImages
 from cdm.data.pixels import FULL_8, Window, to_float, to_images
-from cdm.errors import UserError
+from cdm.errors import CorruptError, UserError
+from cdm.evaluate.checked_rows import damaged, marks_of, read_marks, write_marks, write_rows
 from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.feature_store import FeatureStore
 from cdm.pipeline.image_source import ClassIndex, Images, ImageSource, key_of
@@ -189,47 +189,38 @@ class FeatureSink:
 
 
 class ImageStore:
-    """The first ``count`` images as raw bytes on the disk, and a byte for each that is whole."""
+    """The first ``count`` images as raw bytes on the disk, and a mark for each that is whole, which also checks it.
+
+    Raises:
+        CorruptError: an image is not what was written.
+    """
 
     def __init__(self, folder: Path, key: str, count: int, shape: tuple[int, int, int], stage: int = -1) -> None:
         self.count, self.shape, self.stage = count, shape, stage
         self._size = int(np.prod(shape))
         stem = make_folder(folder) / f"images-{key}"
-        self._pixels, self._done = stem.with_suffix(".u8"), stem.with_suffix(".done")
-        for path in (self._pixels, self._done):
+        self._pixels, self._marks = stem.with_suffix(".u8"), stem.with_suffix(".marks")
+        for path in (self._pixels, self._marks):
             with told_by_path(path):
                 path.touch()
+        if bad := damaged(read_marks(self._marks, count), [(self._pixels, self._size)]):
+            raise CorruptError(
+                f"{len(bad)} of the images in {self._pixels} are not what was written; expected them whole: delete "
+                f"{self._marks}, and they are made again."
+            )
 
     def missing(self) -> Int64[np.ndarray, " m"]:
-        return np.flatnonzero(~self._flags())
-
-    def _flags(self) -> np.ndarray:
-        flags = np.zeros(self.count, dtype=bool)
-        found = np.frombuffer(self._done.read_bytes(), dtype=np.uint8)[: self.count]
-        flags[: len(found)] = found == 1
-        return flags
+        return np.flatnonzero(read_marks(self._marks, self.count) == 0)
 
     def write(self, indices: Int64[np.ndarray, " b"], images: Images) -> None:
-        """Pixels first, flushed; the marks after them. Plain writes: a full disk is an error, not a killed process."""
-        _write_rows(self._pixels, indices, images.numpy().reshape(len(images), -1), self._size)
-        _write_rows(self._done, indices, np.ones((len(indices), 1), dtype=np.uint8), 1)
+        """Pixels first, flushed; the marks after them."""
+        rows = images.numpy().reshape(len(images), -1)
+        write_rows(self._pixels, indices, rows)
+        write_marks(self._marks, indices, marks_of([rows]))
 
     def images(self) -> UInt8[np.ndarray, "n c h w"]:
         """All of them, mapped from the disk; copy on write, so torch may wrap them."""
         return np.memmap(self._pixels, np.uint8, mode="c", shape=(self.count, *self.shape))
-
-
-def _write_rows(path: Path, indices: Int64[np.ndarray, " b"], rows: UInt8[np.ndarray, "b w"], width: int) -> None:
-    with told_by_path(path):
-        file = os.open(path, os.O_WRONLY)
-        try:
-            for index, row in zip(indices.tolist(), rows, strict=True):
-                data = row.tobytes()
-                if os.pwrite(file, data, index * width) < len(data):
-                    raise OSError(28, "no space left")
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 # ---- one pass --------------------------------------------------------------------------------------------------------

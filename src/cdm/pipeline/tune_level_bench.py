@@ -23,6 +23,8 @@ from cdm.pipeline.tune_search import Budget
 from cdm.pipeline.tune_trials import shown_at
 
 Say = Callable[[str], None]
+NARROWEST = 0.01
+"""Range of levels: the steps of a narrower one would be too small to tell apart, or to type."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,17 @@ def searched_stages(config: CascadeConfig, request: TuneRequest) -> list[int]:
         low, high = parse_levels(request.levels, "--levels")
         for k in found:
             own = config.stages[k].augmentation
-            if low == high or not (own.trained_at(low) and own.trained_at(high)):
+            if low < own.level_min or high > own.level_max:
                 raise UserError(
                     f"--levels is {request.levels}, but stage {stage_name(config, k)} was trained at "
                     f"{own.level_min:g} to {own.level_max:g}; expected a range within: change --levels, or leave it "
                     "out."
                 )
+        if high - low < NARROWEST:
+            raise UserError(
+                f"--levels is {request.levels}, which leaves nothing to choose; expected a range of at least "
+                f"{NARROWEST:g}, as 0:0.3. One level needs no search: cdm sample --aug-level takes it."
+            )
     return found
 
 

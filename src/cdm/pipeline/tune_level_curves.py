@@ -28,10 +28,15 @@ def curves_of(
     count = min(max(request.images // SHARE, LEAST), request.images, bench.unused.count)
     low, high = bench.range_of(stage)
     levels = sorted({*level_grid(low, high)[::COARSE], *found})
-    real = bench.on_real(next(iter(generated.values())), real_low_res(bench, stage, count))
+    low_res = real_low_res(bench, stage, count)
+    real = bench.on_real(next(iter(generated.values())), low_res)
     points: dict[str, list[LevelPoint]] = {name: [] for name in (*generated, "real")}
+    drawn = {**generated, "real": real}
+    if low_res.labels is None and bench.labels is not None:
+        bench.say("the curve of real low-res images is left out: their classes are not known, generated ones have some")
+        del drawn["real"]
     missing = 0
-    for name, trials in (*generated.items(), ("real", real)):
+    for name, trials in drawn.items():
         trials.budget = bench.budget
         for level in levels:
             if not trials.allows(level):

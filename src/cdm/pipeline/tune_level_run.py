@@ -25,11 +25,12 @@ from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_level_bench import LevelBench, Say, halves, hand_overs, searched_stages
 from cdm.pipeline.tune_level_curves import curves_of, gap_of, point_at
 from cdm.pipeline.tune_level_trials import SEEDS, LevelTrials
-from cdm.pipeline.tune_levels import GRID, LevelSearch, level_grid, search_levels
+from cdm.pipeline.tune_levels import COARSE, GRID, LevelSearch, level_grid, rounds_of, search_levels
 from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import Budget
 from cdm.pipeline.tune_store import store_sampling
 from cdm.runtime import set_threads
+from cdm.settings import make_settings
 from cdm.train.log import duration
 
 STUDENT_2 = 4.303
@@ -107,11 +108,12 @@ def tune_levels(request: TuneRequest, progress: Progress, say: Say) -> Path:
                             [s[k].best for s in climbed.values()])
                   for k, stage in enumerate(stages)]  # fmt: skip
         told = _told(bench, climbed, why, again, kept, curves, began)
+        save_json(request.out / "levels.json", told)
+        report = level_report(request.out / "levels.html", told, curves, request.command)
         _store(request, bench, kept)  # last: whoever is stopped before compares with the same default again
     for line in (again["words"], f"from now on: {_words(kept)}", *(word for each in curves for word in each.words)):
         say(line)
-    save_json(request.out / "levels.json", told)
-    return level_report(request.out / "levels.html", told, curves, request.command)
+    return report
 
 
 def _climb(bench: LevelBench, way: str, stages: Sequence[int], seconds: float) -> list[Searched]:
@@ -130,10 +132,7 @@ def _climb(bench: LevelBench, way: str, stages: Sequence[int], seconds: float) -
             bench.say(f"stage {name}, {way}: the stage below can stop at {allowed[0]:g} to {allowed[-1]:g} only")
         found = search_levels(trials, low, high, bench.request.images)
         if found.best is None:
-            raise UserError(
-                f"--minutes {bench.request.minutes:g} does not suffice for the first round of levels of stage "
-                f"{name}; expected more: raise --minutes, or lower -n. What was made is kept."
-            )
+            raise _too_short(bench, trials, allowed, f"stage {name}, {way}", seconds)
         count, value = found.values[found.best]
         early = "" if found.finished else "; stopped by --minutes, the same command goes on"
         bench.say(
@@ -146,6 +145,17 @@ def _climb(bench: LevelBench, way: str, stages: Sequence[int], seconds: float) -
     return climbed
 
 
+def _too_short(bench: LevelBench, trials: LevelTrials, allowed: Sequence[float], what: str, share: float) -> UserError:
+    """share: seconds that this search has of the budget."""
+    count, levels = rounds_of(bench.request.images)[0], allowed[::COARSE]
+    needed = sum(trials.seconds(level, count) for level in levels)
+    minutes = 1.2 * bench.request.minutes * needed / share
+    return UserError(
+        f"--minutes {bench.request.minutes:g} leaves {duration(share)} for {what}, whose first round still takes about "
+        f"{duration(needed)} ({len(levels)} levels, {count} images of each); expected about {minutes:.2g} or more."
+    )
+
+
 def _spent(found: LevelSearch) -> int:
     """Images of all levels."""
     return sum(count for count, _ in found.values.values())
@@ -155,7 +165,7 @@ def _choose(climbed: dict[str, list[Searched]]) -> tuple[str, str]:
     """The hand-over, and why: the truncated one costs fewer evaluations, so it has to be no worse."""
     if len(climbed) == 1:
         (way,) = climbed
-        return way, f"hand-over {way}: no other was searched"
+        return way, f"hand-over {way}: the only one that was searched"
     tops = {way: found[-1] for way, found in climbed.items()}
     if all(found.best == 0 for found in climbed["truncated"]):
         return "non_truncated", "at level 0 both hand-overs are the same: non_truncated"
@@ -170,7 +180,7 @@ def _choose(climbed: dict[str, list[Searched]]) -> tuple[str, str]:
 
 def _again(bench: LevelBench, top: Searched, chosen: SamplingConfig) -> dict[str, Any]:
     """The winner and the default before on fresh seeds, by both halves of the real images."""
-    before, stage, images = bench.cascade.settings(), top.trials.stage, bench.request.images
+    before, stage, images = _before(bench, chosen), top.trials.stage, bench.request.images
     seed = bench.request.seed + SEEDS
     fresh = replace(bench.trials(stage, chosen), seed=seed)
     rows = fresh.rows(top.best, images)
@@ -190,6 +200,17 @@ def _again(bench: LevelBench, top: Searched, chosen: SamplingConfig) -> dict[str
         kept = "; what was found does not hold, and the default stays" if _is_above(gap) else ""
         told["words"] += f"; against the default before, on the unused half: {fresh.metric.told(gap)}{kept}"
     return told
+
+
+def _before(bench: LevelBench, chosen: SamplingConfig) -> SamplingConfig:
+    """The run's default; where that is ``chosen`` already, by the same search, the one before with other levels."""
+    config, now = bench.cascade.config, bench.cascade.settings()
+    if now == chosen:
+        for each in reversed(config.sampling_history):
+            was = make_settings(replace(config, sampling=each))
+            if was != now and replace(was, aug_level=now.aug_level, hand_over=now.hand_over) == now:
+                return was
+    return now
 
 
 def _store(request: TuneRequest, bench: LevelBench, kept: SamplingConfig) -> None:

@@ -171,10 +171,15 @@ class LevelTrials:
         return True
 
     def affords(self, level: float, images: int) -> bool:
+        needed = self.seconds(level, images)
+        return needed == 0 or needed < self.budget.left()
+
+    def seconds(self, level: float, images: int) -> float:
+        """That the first ``images`` of a level take from now on; 0: they are there."""
         missing = int((self._store(level).missing() < images).sum())
         if missing and not self._pace:
             self._pace = self._probe(level)
-        return missing == 0 or self._pace * missing < self.budget.left()
+        return self._pace * missing
 
     def _probe(self, level: float) -> float:
         """Seconds of an image, by a few that are not kept; the low-res ones below are made too, so rather too many."""

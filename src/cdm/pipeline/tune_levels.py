@@ -56,8 +56,8 @@ class LevelSearch:
 
 
 def level_grid(low: float, high: float) -> list[float]:
-    """``GRID`` levels from ``low`` to ``high``, rounded so that they can be typed."""
-    return [round(low + (high - low) * i / (GRID - 1), 4) for i in range(GRID)]
+    """``GRID`` levels from ``low`` to ``high``, rounded so that they can be typed, but never out of that range."""
+    return [min(max(round(low + (high - low) * i / (GRID - 1), 4), low), high) for i in range(GRID)]
 
 
 def rounds_of(images: int) -> list[int]:

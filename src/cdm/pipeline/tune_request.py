@@ -14,8 +14,8 @@ AXES = ("steps", "level")
 """steps: sampler, grid and number of evaluations; level: augmentation level and hand-over."""
 METRICS = ("fd", "kid")
 HAND_OVERS = ("non_truncated", "truncated")
-LEAST_IMAGES = 256
-"""Fewer, and the Fréchet distance on 128 domain features tells nothing."""
+LEAST_IMAGES, MOST_IMAGES = 256, 1_000_000
+"""Fewer, and the Fréchet distance on 128 domain features tells nothing; more, and what is told of each does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class TuneRequest:
             raise UserError(f"got {flag}, but the axis is steps; expected it with --axis level or steps,level.")
         if self.images < LEAST_IMAGES:
             raise UserError(f"-n is {self.images}; expected at least {LEAST_IMAGES} images of each candidate.")
+        if self.images > MOST_IMAGES:
+            raise UserError(f"-n is {self.images:,}; expected at most {MOST_IMAGES:,} images of each candidate.")
         if self.batch_size < 1:
             raise UserError(f"--batch-size is {self.batch_size}; expected at least 1.")
         if not 0 <= self.seed < 2**31:
