@@ -112,7 +112,7 @@ def cells_of(experiment: str) -> list[Cell]:
 
 
 def cells_beside(experiment: str) -> list[Cell]:
-    """Cells of other experiments that it is compared with."""
+    """Cells of other experiments that it is compared with; all must be there for a verdict."""
     if experiment in "ef":
         return [cell for cell in cells_of("c") if cell.source == GENERATED]
     if "of" not in PLAN["experiments"][experiment]:
@@ -121,6 +121,14 @@ def cells_beside(experiment: str) -> list[Cell]:
         return cells_of(kind_of(experiment))
     planned = [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
     return planned if experiment == "c-held" else [*planned, *cells_of("c-held")]
+
+
+def cells_drawn(experiment: str) -> list[Cell]:
+    """Cells of the other bases, for lines of the plot where they are there."""
+    if kind_of(experiment) != "c" or not PLAN["experiments"][experiment].get("base"):
+        return []
+    others = [name for name, plan in PLAN["experiments"].items() if kind_of(name) == "c" and plan.get("base")]
+    return [cell for name in others for cell in cells_of(name) if name != experiment and cell.arm == "amortised"]
 
 
 def is_trained(arm: str, work: Path) -> bool:
@@ -201,7 +209,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         beside = {"a": ("judged", judged_path(options.work)), "b": ("timed", latency_path(options.work))}
         told = {name: {key: load_json(path)} for name, (key, path) in beside.items() if path.exists()}
-        cells = {name: (cells_of(name), cells_beside(name)) for name in options.experiments}
+        cells = {name: (cells_of(name), cells_beside(name), cells_drawn(name)) for name in options.experiments}
         write_tables(options.out, cells, partial(open_bench, options), told)
 
 

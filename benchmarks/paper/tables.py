@@ -49,15 +49,16 @@ class Row:
 
 
 class Results:
-    """The cells of one top size. base: of the generated low-res images that are looked at."""
+    """The cells of one top size. base: of the generated low-res images that are looked at. drawn: more cells, which may
+    be missing."""
 
-    def __init__(self, bench: BenchLike, cells: Sequence[Cell], base: str = "") -> None:
+    def __init__(self, bench: BenchLike, cells: Sequence[Cell], base: str = "", drawn: Sequence[Cell] = ()) -> None:
         self._bench, self.base = bench, base
-        there = [cell for cell in cells if bench.lab.path(cell, ".npy").exists()]
+        there = [cell for cell in (*cells, *drawn) if bench.lab.path(cell, ".npy").exists()]
         self.seeds = sorted({cell.seed for cell in cells})
         whole = {cell for cell in there if all(replace(cell, seed=seed) in there for seed in self.seeds)}
         self.kinds = list(dict.fromkeys(replace(cell, seed=0) for cell in there if cell in whole))
-        self.missing = len(cells) - len(there)
+        self.missing = len(set(cells) - set(there))
 
     def features(self, kind: Cell, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Rows of all seeds; row i of two kinds has the same seed."""
@@ -235,25 +236,26 @@ def ratio_of(gap: Gap) -> dict[str, float]:
 
 
 def write_tables(
-    out: Path, experiments: dict[str, tuple[list[Cell], list[Cell]]], open_bench: Callable[[int], BenchLike],
-    beside: dict[str, dict[str, Any]],
+    out: Path, experiments: dict[str, tuple[list[Cell], list[Cell], list[Cell]]],
+    open_bench: Callable[[int], BenchLike], beside: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
     """``EXPERIMENT.json``, ``.md``, ``-pictures.png`` and, where there are curves, ``.png``.
 
-    experiments: own cells, and others' that they are compared with. beside: what else was measured for one: "judged",
-        the readings of the base, and "timed", the seconds of both hand-overs.
+    experiments: own cells, others' that they are compared with, and those that are only drawn. beside: what else was
+        measured for one: "judged", the readings of the base, and "timed", the seconds of both hand-overs.
     """
     benches: dict[int, BenchLike] = {}
-    for experiment, (cells, others) in experiments.items():
+    for experiment, (cells, others, more) in experiments.items():
         size = PLAN["arms"][cells[0].arm]["sizes"][-1]
         benches[size] = benches.get(size) or open_bench(size)
-        results = Results(benches[size], list(dict.fromkeys([*cells, *others])), cells[0].base)
+        results = Results(benches[size], list(dict.fromkeys([*cells, *others])), cells[0].base, more)
         if not results.kinds:
             print(f"experiment {experiment}: no arm has all its seeds yet")
             continue
         told: dict[str, Any] = {
             "experiment": experiment, "plan": PLAN["experiments"][experiment], "cells_missing": results.missing,
-            "rows": [asdict(results.row(kind)) for kind in results.kinds], "pairs": pairs(results, experiment),
+            "rows": [asdict(results.row(kind)) for kind in results.kinds if kind.base in ("", results.base)],
+            "pairs": pairs(results, experiment),
         }  # fmt: skip
         told |= beside.get(experiment, {})
         whole = not results.missing
@@ -280,13 +282,12 @@ def write_tables(
 
 
 def drawn(results: Results, curves: LevelCurves, arm: str) -> dict[str, list[dict[str, Any]]]:
-    """Lines of the plot; those of the plan's own base first where another is looked at."""
+    """Lines of the plot: of every base that was measured, the plan's own first."""
     lines = {}
-    if results.base:
-        planned = results.of(arm, base="")
-        lines["generated"] = [results.point(kind, planned).told() for kind in planned]
-    generated = next(iter(curves.generated.values()))
-    lines[PLAN["bases"][results.base]["called"] if results.base else "generated"] = [p.told() for p in generated]
+    for base in ("", *PLAN["bases"]):
+        if kinds := results.of(arm, base=base):
+            name = PLAN["bases"][base]["called"] if base else "generated"
+            lines[name] = [results.point(kind, kinds).told() for kind in kinds]
     return lines | {"real low-res images": [p.told() for p in curves.real]}
 
 

@@ -118,10 +118,13 @@ def test_cells_are_made_once_and_tables_tell_what_they_hold(
     assert (tmp_path / "out" / "c.png").exists() and "FD-domain" in (tmp_path / "out" / "c.md").read_text()
 
 
-def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path) -> None:
+def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other real low-res images, and other images of the base, at some of the levels."""
     bench("measure", "--experiments", "c,c-held,c-few")
+    lines: list[list[str]] = []
+    monkeypatch.setattr(tables, "levels_plot", lambda shown, what: lines.append(list(shown)) or b"")
     bench("tables", "--experiments", "c-held,c-few")
+    assert lines == [["generated", "real low-res images"], ["generated", "generated in one", "real low-res images"]]
     held, few = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("c-held", "c-few"))
     assert {(row["arm"], row["base"], row["source"], row["level"]) for row in few["rows"]} == {
         ("naive", "few", "generated", None)} | {("amortised", base, source, level) for base, source in

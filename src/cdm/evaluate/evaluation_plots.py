@@ -141,7 +141,7 @@ def levels_plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) ->
         name is green.
     """
     figure, axes = _figure(6.4, 4.2)
-    styles = iter(((ACCENT, "-"), (ACCENT, "--")))
+    styles = iter([(ACCENT, line) for line in ("-", "--", ":")])
     reach = max((point["level"] for points in curves.values() for point in points), default=1.0)
     for k, (name, points) in enumerate(curves.items()):
         colour, line = (GOOD, "-") if "real" in name else next(styles)
