@@ -188,7 +188,8 @@ def settings_of(cascade: Cascade, cell: Cell) -> SamplingConfig:
     """The plan's samplers; a level is that of the last stage, those below it have 0.1."""
     sampling, count = dict(PLAN["sampling"]), len(cascade.stages)
     if cell.base:
-        sampling["base"] = PLAN["bases"][cell.base].get("sampling", sampling["base"])
+        other = PLAN["bases"][cell.base]
+        sampling |= {"base": other.get("sampling", sampling["base"]), "sr": other.get("sr", sampling["sr"])}
     kinds = ["direct"] if cell.arm.startswith("direct") else ["base", *["sr"] * (count - 1)]
     chosen: dict[str, Any] = {
         "sampler": ",".join(sampling[kind][0] for kind in kinds),

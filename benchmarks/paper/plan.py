@@ -53,7 +53,7 @@ def arm_config(
 
 
 def arm_images(name: str, data: DataConfig, class_names: tuple[str, ...]) -> int:
-    """Images that an arm is trained on; "flops": as many as cost what the base and the amortised stage cost."""
+    """Images that an arm is trained on; "flops": as many as cost what a base and its amortised stage cost together."""
     images = PLAN["arms"][name]["images"]
     if images != "flops":
         return int(images)
@@ -63,6 +63,8 @@ def arm_images(name: str, data: DataConfig, class_names: tuple[str, ...]) -> int
         stage = config.stages[PLAN["arms"][arm].get("stage", 0)]
         return count_flops(stage.net, stage.optim.crop_size or stage.size)
 
-    spent = sum(flops(arm) * arm_images(arm, data, class_names) for arm in ("base-8", "amortised"))
+    spent = sum(
+        flops(arm) * arm_images(arm, data, class_names) for arm in PLAN["arms"][name].get("as", ("base-8", "amortised"))
+    )
     batch = 64
     return round(spent / flops(name) / batch) * batch

@@ -83,8 +83,8 @@ def cascade_of(arm: str, work: Path, base: str = "") -> Cascade:
     if len(own["sizes"]) == 1:
         return join([(folder, 0)])
     trained, given = BASES[own["sizes"][0]]
-    if base:
-        trained = PLAN["bases"][base].get("arm", trained)
+    if base and "arm" in PLAN["bases"][base]:
+        trained, given = PLAN["bases"][base]["arm"], None
     below = [(given or work / "arms" / str(trained), 0)]
     if k == 2:
         below.append((work / "arms" / "amortised", 1))
@@ -118,7 +118,8 @@ def cells_beside(experiment: str) -> list[Cell]:
     if "of" not in PLAN["experiments"][experiment]:
         return []
     if kind_of(experiment) != "c":
-        return cells_of(kind_of(experiment))
+        tops = {PLAN["arms"][arm]["sizes"][-1] for arm in PLAN["experiments"][experiment]["arms"]}
+        return [cell for cell in cells_of(kind_of(experiment)) if PLAN["arms"][cell.arm]["sizes"][-1] in tops]
     planned = [cell for cell in cells_of("c") if cell.source == GENERATED and cell.level in PLAN["remedy_levels"]]
     return planned if experiment == "c-held" else [*planned, *cells_of("c-held")]
 

@@ -172,7 +172,8 @@ def verdict_a(results: Results, augmented: str = "amortised", naive: str = "naiv
     if kinds := results.of(naive):
         ratio = ratio_of(results.gap(kinds[0], best, rest))
         found |= {"naive_over_augmented": ratio, "naive_at_least_1.5": ratio["value"] >= 1.5}
-    if kinds := results.of("direct-32"):
+    direct = sorted({kind.arm for kind in results.kinds if kind.arm.startswith("direct")}, key=len)
+    if direct and (kinds := results.of(direct[-1]) or results.of(direct[-1], base="")):  # a remedy's own, or the plan's
         ratio = ratio_of(results.gap(kinds[0], best, rest))
         found |= {"direct_over_augmented": ratio, "direct_worse": ratio["low"] > 1}
     return found
@@ -217,8 +218,9 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
         compared = [(kind, plain[kind.level]) for arm in arms[1:] for kind in results.of(arm) if kind.level in plain]
         if experiment == "e" and compared:  # and the best of each
             compared.append((results.best(results.of("no-class")), results.best(list(plain.values()))))
-    elif naive := [kind for arm in arms if arm.startswith("naive") for kind in results.of(arm)]:  # g, and remedies of c
-        compared = [(naive[0], kind) for kind in results.of(arms[-1])]
+    else:  # a, g, and remedies: what has no level with every level
+        plain_ones = [kind for arm in arms if arm.startswith(("naive", "direct")) for kind in results.of(arm)]
+        compared = [(kind, than) for kind in plain_ones for than in results.of(arms[-1])]
     return [
         {"what": [_called(kind), _called(than)], "ratio": ratio_of(results.gap(kind, than))} for kind, than in compared
     ]
@@ -259,8 +261,8 @@ def write_tables(
         }  # fmt: skip
         told |= beside.get(experiment, {})
         whole = not results.missing
-        if experiment == "a" and results.of("amortised"):
-            told["verdict"] = verdict_a(results)
+        if kind_of(experiment) == "a" and results.of(told["plan"]["arms"][-1]):
+            told["verdict"] = verdict_a(results, told["plan"]["arms"][-1])
         if kind_of(experiment) == "b":
             told["verdict"] = verdict_b(told["pairs"])
         if whole and kind_of(experiment) in "cg":

@@ -33,12 +33,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "remedy_levels": [0.0, 1.0], "bases": {
             "few": {"sampling": ["dpmpp", 1], "called": "generated in one"},
             "many": {"sampling": ["ddpm", 4], "called": "generated in four"},
+            "equal": {"sr": ["dpmpp", 3], "called": "generated; three of the SR stage"},
         },
         "arms": {
             "base-8": {"sizes": [8, 16], "stage": 0, "images": 64},
             "amortised": {"sizes": [8, 16], "stage": 1, "images": 64},
             "naive": {"sizes": [8, 16], "stage": 1, "images": 64, "kind": "none"},
             "no-class": {"sizes": [8, 16], "stage": 1, "images": 320, "classes": False},
+            "direct-32": {"sizes": [16], "stage": 0, "images": 64},
         },
     }  # fmt: skip
     for name, value in toy.items():
@@ -59,6 +61,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     bare = stage_config(16, 8, **options, augmentation=AugmentationConfig(kind="none"))
     for name, top in (("base-8", sr), ("amortised", sr), ("naive", bare)):
         save_run(tmp_path / "work" / "arms" / name, random_cascade(low, top, classes=CLASSES))
+    save_run(tmp_path / "work" / "arms" / "direct-32", random_cascade(stage_config(16, **options), classes=CLASSES))
     write_held_out(tmp_path / "work" / "arms" / "amortised", held_out[::4])
 
     def call(what: str, *more: str) -> None:
@@ -142,6 +145,30 @@ def test_remedies_stand_beside_the_plan(bench: Any, tmp_path: Path, monkeypatch:
     with PILImage.open(tmp_path / "out" / "c-few-pictures.png") as sheet:
         assert sheet.height == 2 + (1 + 2) * (2 * 16 + 2)  # naive, and both levels, of which one is the best
     assert (tmp_path / "out" / "c-few.png").exists() and "naive_over_augmented" in few["verdict"]
+
+
+def test_no_cascade_is_judged_by_the_seeds_that_did_not_choose(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a remedy: its own, or else the plan's."""
+    monkeypatch.setitem(PLAN["experiments"]["a"], "arms", ["direct-32", "amortised"])
+    own = {"of": "a", "levels": LEVELS, "sources": ["generated"], "base": "equal"}
+    monkeypatch.setitem(PLAN["experiments"], "a-equal", own | {"arms": ["amortised"]})
+    monkeypatch.setitem(PLAN["experiments"], "a-long", own | {"arms": ["direct-32", "amortised"]})
+    bench("measure", "--experiments", "a,a-equal,a-long")
+    bench("tables", "--experiments", "a,a-equal,a-long")
+    found = {}
+    for name, base in (("a", ""), ("a-equal", "equal"), ("a-long", "equal")):
+        told = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        rows = [row for row in told["rows"] if row["arm"] == "amortised" and row["base"] == base]
+        best = min(rows, key=lambda row: row["of_seeds"][0])
+        direct = [row for row in told["rows"] if row["arm"] == "direct-32"]
+        assert {row["base"] for row in direct} == ({"", "equal"} if name == "a-long" else {""})
+        assert best["evaluations"] == [2, 3 if base else 2] and told["verdict"]["best_level"] == best["level"]
+        found[name] = told["verdict"]["direct_over_augmented"]["value"]
+        assert found[name] == pytest.approx(direct[-1]["of_seeds"][1] / best["of_seeds"][1], rel=1e-6)
+        assert len(told["pairs"]) == (0 if name == "a-equal" else len(LEVELS))
+    assert found["a-equal"] == pytest.approx(found["a-long"], rel=1e-6)  # the same net, the same images
 
 
 def test_more_evaluations_of_the_base_stand_beside_the_planned_hand_overs(bench: Any, tmp_path: Path) -> None:
@@ -235,7 +262,11 @@ def test_an_arm_trains_its_own_stage_alone(bench: Any, tmp_path: Path, capsys: p
     assert told["pairs"][3]["what"][0] in {pair["what"][0] for pair in told["pairs"][:3]}
 
 
-def test_no_cascade_gets_the_training_flops_of_the_cascade() -> None:
+@pytest.mark.parametrize(
+    "arms", [("direct-32", "base-8", "amortised"), ("direct-32-long", "base-8-long", "amortised"),
+             ("direct-64", "base-16", "amortised-64")],
+)  # fmt: skip
+def test_no_cascade_gets_the_training_flops_of_the_cascade(arms: tuple[str, str, str]) -> None:
     names, data = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), DataConfig()
 
     def spent(arm: str) -> float:
@@ -243,7 +274,8 @@ def test_no_cascade_gets_the_training_flops_of_the_cascade() -> None:
         stage = config.stages[PLAN["arms"][arm].get("stage", 0)]
         return count_flops(stage.net, stage.size) * arm_images(arm, data, names)
 
-    assert spent("direct-32") == pytest.approx(spent("base-8") + spent("amortised"), rel=1e-3)
+    direct, base, sr = map(spent, arms)
+    assert direct == pytest.approx(base + sr, rel=2e-3)
 
 
 def test_an_arm_changes_nothing_but_what_the_plan_says() -> None:
