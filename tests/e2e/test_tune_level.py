@@ -182,7 +182,7 @@ def test_steps_and_level_together(tmp_path: Path, photos: Path, monkeypatch: pyt
             (
                 "leaves 0 s for stage 1-16, non_truncated, whose first round still takes about",
                 "(6 levels, 128 images of each)",
-                "expected about",
+                "expected --minutes",
             ),
         ),
         (("-n", "1000000000"), ("-n is 1,000,000,000", "at most 1,000,000")),

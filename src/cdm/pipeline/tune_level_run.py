@@ -152,7 +152,7 @@ def _too_short(bench: LevelBench, trials: LevelTrials, allowed: Sequence[float],
     minutes = 1.2 * bench.request.minutes * needed / share
     return UserError(
         f"--minutes {bench.request.minutes:g} leaves {duration(share)} for {what}, whose first round still takes about "
-        f"{duration(needed)} ({len(levels)} levels, {count} images of each); expected about {minutes:.2g} or more."
+        f"{duration(needed)} ({len(levels)} levels, {count} images of each); expected --minutes {minutes:.2g} or more."
     )
 
 
