@@ -220,10 +220,14 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
             compared.append((results.best(results.of("no-class")), results.best(list(plain.values()))))
     else:  # a, g, and remedies: what has no level with every level
         plain_ones = [kind for arm in arms if arm.startswith(("naive", "direct")) for kind in results.of(arm)]
-        compared = [(kind, than) for kind in plain_ones for than in results.of(arms[-1])]
+        compared = [(kind, than) for kind in plain_ones for than in results.of(_augmented(arms))]
     return [
         {"what": [_called(kind), _called(than)], "ratio": ratio_of(results.gap(kind, than))} for kind, than in compared
     ]
+
+
+def _augmented(arms: Sequence[str]) -> str:
+    return next(arm for arm in arms if arm.startswith("amortised"))
 
 
 def _called(kind: Cell) -> str:
@@ -261,8 +265,8 @@ def write_tables(
         }  # fmt: skip
         told |= beside.get(experiment, {})
         whole = not results.missing
-        if kind_of(experiment) == "a" and results.of(told["plan"]["arms"][-1]):
-            told["verdict"] = verdict_a(results, told["plan"]["arms"][-1])
+        if kind_of(experiment) == "a" and results.of(augmented := _augmented(told["plan"]["arms"])):
+            told["verdict"] = verdict_a(results, augmented)
         if kind_of(experiment) == "b":
             told["verdict"] = verdict_b(told["pairs"])
         if whole and kind_of(experiment) in "cg":
