@@ -23,14 +23,12 @@ def read_plan() -> dict[str, Any]:
 
 
 PLAN = read_plan()
+RECIPE = "small"
 
 
 def kind_of(experiment: str) -> str:
     """Its letter in the plan; a remedy's: of the one it was written for."""
     return PLAN["experiments"][experiment].get("of", experiment)
-
-
-RECIPE = "small"
 
 
 def arm_config(

@@ -172,8 +172,8 @@ def verdict_a(results: Results, augmented: str = "amortised", naive: str = "naiv
     if kinds := results.of(naive):
         ratio = ratio_of(results.gap(kinds[0], best, rest))
         found |= {"naive_over_augmented": ratio, "naive_at_least_1.5": ratio["value"] >= 1.5}
-    direct = sorted({kind.arm for kind in results.kinds if kind.arm.startswith("direct")}, key=len)
-    if direct and (kinds := results.of(direct[-1]) or results.of(direct[-1], base="")):  # a remedy's own, or the plan's
+    direct = [kind for kind in results.kinds if kind.arm.startswith("direct")]
+    if kinds := [kind for kind in direct if kind.base == results.base] or direct:  # a remedy's own, or the plan's
         ratio = ratio_of(results.gap(kinds[0], best, rest))
         found |= {"direct_over_augmented": ratio, "direct_worse": ratio["low"] > 1}
     return found
