@@ -40,7 +40,8 @@ def arm_config(
     k = arm["stage"] if "stage" in arm else 0
     if k:
         kind = arm.get("kind", "gaussian")
-        levels = (str(arm.get("level", PLAN["trained_levels"])),) if "gaussian" in kind else None
+        trained = arm.get("level", arm.get("levels", PLAN["trained_levels"]))
+        levels = (str(trained),) if "gaussian" in kind else None
         own = AugmentationRequest(kind=(kind,), levels=levels)
         config = with_augmentation(config, own)
     if not arm.get("classes", True):

@@ -164,11 +164,14 @@ def _tensor(level: float) -> Any:
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def verdict_a(results: Results, augmented: str = "amortised", naive: str = "naive") -> dict[str, Any]:
-    """The best level by one seed, judged by the others."""
+def verdict_a(results: Results, augmented: Sequence[Cell], naive: str = "naive") -> dict[str, Any]:
+    """The best level by one seed, judged by the others. Of nets of their own level naive is that of level 0."""
     rest = [seed for seed in results.seeds if seed != PLAN["choose_seed"]]
-    best = results.best(results.of(augmented), [PLAN["choose_seed"]])
+    best = results.best(augmented, [PLAN["choose_seed"]])
     found: dict[str, Any] = {"best_level": best.level}
+    line = [*results.of(naive), *augmented] if len({kind.arm for kind in augmented}) > 1 else augmented
+    if len(line) > 2:
+        found |= minimum(results, line)
     if kinds := results.of(naive):
         ratio = ratio_of(results.gap(kinds[0], best, rest))
         found |= {"naive_over_augmented": ratio, "naive_at_least_1.5": ratio["value"] >= 1.5}
@@ -187,8 +190,6 @@ def verdict_c(results: Results, arm: str = "amortised", source: str = REAL) -> d
     real, generated = results.of(arm, source), results.of(arm)
     slope = results.slope(real)
     better = [kind.level for kind in real[1:] if results.gap(kind, real[0]).high < 0]
-    best = results.best(generated)
-    ends = [results.gap(end, best) for end in (generated[0], generated[-1]) if end != best]
     assert slope.low is not None
     return {
         "real_slope": {"value": slope.value, "low": slope.low, "high": slope.high},
@@ -196,6 +197,15 @@ def verdict_c(results: Results, arm: str = "amortised", source: str = REAL) -> d
         "real_highest_over_0": ratio_of(highest := results.gap(real[-1], real[0])),
         "real_highest_worse": highest.low > 0,
         "real_levels_better_than_0": better,
+        **minimum(results, generated),
+    }
+
+
+def minimum(results: Results, kinds: Sequence[Cell]) -> dict[str, Any]:
+    """Whether the least of ``kinds``, by rising level, lies inside, beyond the intervals of both ends."""
+    best = results.best(kinds)
+    ends = [results.gap(end, best) for end in (kinds[0], kinds[-1]) if end != best]
+    return {
         "generated_best_level": best.level,
         "generated_ends_over_best": [ratio_of(gap) for gap in ends],
         "generated_minimum_inside": len(ends) == 2 and all(gap.low > 0 for gap in ends),
@@ -220,14 +230,15 @@ def pairs(results: Results, experiment: str) -> list[dict[str, Any]]:
             compared.append((results.best(results.of("no-class")), results.best(list(plain.values()))))
     else:  # a, g, and remedies: what has no level with every level
         plain_ones = [kind for arm in arms if arm.startswith(("naive", "direct")) for kind in results.of(arm)]
-        compared = [(kind, than) for kind in plain_ones for than in results.of(_augmented(arms))]
+        compared = [(kind, than) for kind in plain_ones for than in _augmented(results, arms)]
     return [
         {"what": [_called(kind), _called(than)], "ratio": ratio_of(results.gap(kind, than))} for kind, than in compared
     ]
 
 
-def _augmented(arms: Sequence[str]) -> str:
-    return next(arm for arm in arms if arm.startswith("amortised"))
+def _augmented(results: Results, arms: Sequence[str]) -> list[Cell]:
+    """By rising level: of one net for all, or of one for each."""
+    return [kind for arm in arms if arm.startswith(("amortised", "fixed")) for kind in results.of(arm)]
 
 
 def _called(kind: Cell) -> str:
@@ -265,7 +276,7 @@ def write_tables(
         }  # fmt: skip
         told |= beside.get(experiment, {})
         whole = not results.missing
-        if kind_of(experiment) == "a" and results.of(augmented := _augmented(told["plan"]["arms"])):
+        if kind_of(experiment) == "a" and (augmented := _augmented(results, told["plan"]["arms"])):
             told["verdict"] = verdict_a(results, augmented)
         if kind_of(experiment) == "b":
             told["verdict"] = verdict_b(told["pairs"])
@@ -274,12 +285,13 @@ def write_tables(
             source = HELD_OUT if "of" in told["plan"] else REAL
             told["verdict"] = verdict_c(results, arm, source)
             if naive := [name for name in told["plan"]["arms"] if name.startswith("naive")]:
-                told["verdict"] |= verdict_a(results, arm, naive[0])
+                told["verdict"] |= verdict_a(results, results.of(arm), naive[0])
             curves = results.curves(arm, source)
             assert curves is not None
             told["curves"] = curves.told()
             write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(drawn(results, curves, arm), "FD-domain"))
-        if shown := chosen(results.kinds, results.base, results.best):
+        own = [kind for kind in results.kinds if kind.arm in told["plan"]["arms"]]
+        if shown := chosen(own, results.base, results.best):
             first = [replace(kind, seed=results.seeds[0]) for kind in shown]
             write_atomic(make_folder(out) / f"{experiment}-pictures.png", sheet(benches[size].lab, first))
         save_json(make_folder(out) / f"{experiment}.json", told)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +172,36 @@ def test_no_cascade_is_judged_by_the_seeds_that_did_not_choose(
     assert found["a-equal"] == pytest.approx(found["a-long"], rel=1e-6)  # the same net, the same images
 
 
+def test_nets_of_their_own_level_are_one_line_that_begins_with_naive(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of them is chosen as among levels, and its minimum has naive as the lower end."""
+    levels = {"fixed-0.3": 0.3, "fixed-1": 1.0}
+    for name, level in levels.items():
+        monkeypatch.setitem(PLAN["arms"], name, PLAN["arms"]["amortised"] | {"level": level})
+        copytree(tmp_path / "work" / "arms" / "amortised", tmp_path / "work" / "arms" / name)
+    own = {"of": "a", "arms": ["direct-32", "naive", *levels], "sources": ["generated"]}
+    monkeypatch.setitem(PLAN["experiments"], "a-own", own)
+    bench("measure", "--experiments", "a,a-own")
+    bench("tables", "--experiments", "a-own")
+    told = json.loads((tmp_path / "out" / "a-own.json").read_text())
+    rows = {row["arm"]: row for row in told["rows"] if row["arm"] != "amortised"}
+    line, verdict = ["naive", *levels], told["verdict"]
+    assert {name: rows[name]["level"] for name in line} == {"naive": None} | levels
+    best = min(levels, key=lambda name: rows[name]["of_seeds"][0])
+    assert verdict["best_level"] == levels[best]
+    for name, what in (("naive", "naive_over_augmented"), ("direct-32", "direct_over_augmented")):
+        assert verdict[what]["value"] == pytest.approx(rows[name]["of_seeds"][1] / rows[best]["of_seeds"][1], rel=1e-6)
+    lowest = min(line, key=lambda name: rows[name]["distance"])
+    assert verdict["generated_best_level"] == rows[lowest]["level"]
+    over = [rows[name]["distance"] / rows[lowest]["distance"] for name in (line[0], line[-1]) if name != lowest]
+    assert [each["value"] for each in verdict["generated_ends_over_best"]] == pytest.approx(over, rel=1e-6)
+    assert [pair["what"] for pair in told["pairs"]] == [
+        [f"{plain}, no level, non_truncated", f"{name}, level {level:g}, non_truncated"]
+        for plain in ("direct-32", "naive") for name, level in levels.items()
+    ]  # fmt: skip
+
+
 def test_more_evaluations_of_the_base_stand_beside_the_planned_hand_overs(bench: Any, tmp_path: Path) -> None:
     bench("measure", "--experiments", "b,b-many")
     bench("tables", "--experiments", "b-many")
@@ -281,8 +312,10 @@ def test_no_cascade_gets_the_training_flops_of_the_cascade(arms: tuple[str, str,
 def test_an_arm_changes_nothing_but_what_the_plan_says() -> None:
     names = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     made = {arm: arm_config(arm, (8, 32), names, DataConfig(), 1000).stages[1] for arm in ("amortised", "naive",
-            "fixed-0.2", "no-class")}  # fmt: skip
-    own = made["amortised"]
+            "fixed-0.2", "amortised-0.6", "no-class")}  # fmt: skip
+    own, narrow = made["amortised"], made["amortised-0.6"]
+    assert replace(narrow, augmentation=replace(narrow.augmentation, level_max=1.0)) == own
+    assert narrow.augmentation.level_max == 0.6
     fixed = made["fixed-0.2"].augmentation
     assert (fixed.level_min, fixed.level_max, fixed.clean_fraction) == (0.2, 0.2, 0.0)
     assert replace(made["fixed-0.2"], augmentation=own.augmentation) == own
