@@ -125,7 +125,10 @@ def cells_beside(experiment: str) -> list[Cell]:
 
 
 def cells_drawn(experiment: str) -> list[Cell]:
-    """Cells of the other bases, for lines of the plot where they are there."""
+    """Cells of the other bases, or of the other nets, for lines of the plot where they are there."""
+    if kind_of(experiment) == "a":
+        nets = [name for name, plan in PLAN["experiments"].items() if plan.get("of") == "a" and "base" not in plan]
+        return [cell for name in nets for cell in cells_of(name) if name != experiment] if experiment in nets else []
     if kind_of(experiment) != "c" or not PLAN["experiments"][experiment].get("base"):
         return []
     others = [name for name, plan in PLAN["experiments"].items() if kind_of(name) == "c" and plan.get("base")]

@@ -278,6 +278,8 @@ def write_tables(
         whole = not results.missing
         if kind_of(experiment) == "a" and (augmented := _augmented(results, told["plan"]["arms"])):
             told["verdict"] = verdict_a(results, augmented)
+            if len(lines := by_nets(results)) > 1:
+                write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(lines, "FD-domain"))
         if kind_of(experiment) == "b":
             told["verdict"] = verdict_b(told["pairs"])
         if whole and kind_of(experiment) in "cg":
@@ -307,6 +309,20 @@ def drawn(results: Results, curves: LevelCurves, arm: str) -> dict[str, list[dic
             name = PLAN["bases"][base]["called"] if base else "generated"
             lines[name] = [results.point(kind, kinds).told() for kind in kinds]
     return lines | {"real low-res images": [p.told() for p in curves.real]}
+
+
+def by_nets(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the plot: of every range of levels that an SR net was trained on, on the same low-res images."""
+    lines, own = {}, [kind for kind in results.kinds if "level" in PLAN["arms"][kind.arm] and kind.base == results.base]
+    for arm in dict.fromkeys(kind.arm for kind in results.kinds if kind.arm.startswith("amortised")):
+        low, high = PLAN["arms"][arm].get("levels", PLAN["trained_levels"]).split(":")
+        lines[f"one net for levels {low} to {high}"] = results.of(arm)
+    if own:
+        lines["a net for each level (0: naive)"] = [
+            *results.of("naive"),
+            *sorted(own, key=lambda kind: kind.level or 0),
+        ]
+    return {name: [results.point(kind, kinds).told() for kind in kinds] for name, kinds in lines.items() if kinds}
 
 
 def _markdown(told: dict[str, Any]) -> str:

@@ -182,8 +182,13 @@ def test_nets_of_their_own_level_are_one_line_that_begins_with_naive(
         copytree(tmp_path / "work" / "arms" / "amortised", tmp_path / "work" / "arms" / name)
     own = {"of": "a", "arms": ["direct-32", "naive", *levels], "sources": ["generated"]}
     monkeypatch.setitem(PLAN["experiments"], "a-own", own)
+    monkeypatch.delitem(PLAN["experiments"], "a-range")
     bench("measure", "--experiments", "a,a-own")
+    lines: list[dict[str, Any]] = []
+    monkeypatch.setattr(tables, "levels_plot", lambda shown, what: lines.append(shown) or b"")
     bench("tables", "--experiments", "a-own")
+    assert {name: [point["level"] for point in points] for name, points in lines[0].items()} == {
+        "one net for levels 0 to 1": LEVELS, "a net for each level (0: naive)": [0.0, 0.3, 1.0]}  # fmt: skip
     told = json.loads((tmp_path / "out" / "a-own.json").read_text())
     rows = {row["arm"]: row for row in told["rows"] if row["arm"] != "amortised"}
     line, verdict = ["naive", *levels], told["verdict"]
