@@ -275,9 +275,9 @@ def write_tables(
             "pairs": pairs(results, experiment),
         }  # fmt: skip
         told |= beside.get(experiment, {})
-        whole = not results.missing
+        whole, naive = not results.missing, [arm for arm in told["plan"]["arms"] if arm.startswith("naive")]
         if kind_of(experiment) == "a" and (augmented := _augmented(results, told["plan"]["arms"])):
-            told["verdict"] = verdict_a(results, augmented)
+            told["verdict"] = verdict_a(results, augmented, *naive)
             if len(lines := by_nets(results)) > 1:
                 write_atomic(make_folder(out) / f"{experiment}.png", levels_plot(lines, "FD-domain"))
         if kind_of(experiment) == "b":
@@ -286,8 +286,8 @@ def write_tables(
             arm = "amortised-64" if experiment == "g" else "amortised"
             source = HELD_OUT if "of" in told["plan"] else REAL
             told["verdict"] = verdict_c(results, arm, source)
-            if naive := [name for name in told["plan"]["arms"] if name.startswith("naive")]:
-                told["verdict"] |= verdict_a(results, results.of(arm), naive[0])
+            if naive:
+                told["verdict"] |= verdict_a(results, results.of(arm), *naive)
             curves = results.curves(arm, source)
             assert curves is not None
             told["curves"] = curves.told()
