@@ -27,8 +27,8 @@ from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.evaluate_extractors import DOMAIN_SEED
 from cdm.pipeline.held_out import recorded_rows
 from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder, load_array, make_real, pixels_of
-from cdm.runtime import choose_device, set_threads
+from cdm.pipeline.reference import RealImages, ReferenceCache, load_array, make_real, pixels_of
+from cdm.runtime import cache_folder, choose_device, set_threads
 from cdm.train.loop import Stopped
 from paper.cells import GENERATED, REAL, Cell, Lab, join
 from paper.judged import judge_base, judged_path

@@ -22,6 +22,12 @@ MOST_THREADS = 4
 """Per core. More only slow each other down, and far more crash the process."""
 
 
+def cache_folder() -> Path:
+    """``$CDM_CACHE``, or ``$XDG_CACHE_HOME/cdm``, or ``~/.cache/cdm``."""
+    own = os.environ.get("CDM_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdm"
+
+
 def choose_device(asked: str | None = None) -> torch.device:
     """``asked`` as torch spells it; None: CUDA where it is there, else the CPU. A GPU asked for by number becomes
     torch's current one, which streams and recordings go to.

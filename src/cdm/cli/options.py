@@ -220,7 +220,7 @@ class Tune:
     train_data: Annotated[str | None, _may("TRAIN")] = None
     """Real images of the training (default: as the run recorded)."""
     minutes: Annotated[float, _may("M")] = 30.0
-    """Budget of the search alone; the same command again goes on."""
+    """Budget of sampling and measuring; the same command again goes on."""
     axis: Annotated[str, _may("A[,B]")] = "steps"
     """steps (sampler, grid, evaluations), level (augmentation level), or both."""
     hand_over: Annotated[str, _may("HOW")] = "both"

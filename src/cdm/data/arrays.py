@@ -16,7 +16,7 @@ import numpy as np
 
 from cdm.artifacts import load_json, save_json
 from cdm.data import letters
-from cdm.data.cache import FileRows, MemoryRows, default_cache_dir, map_rows, quarter_of_memory
+from cdm.data.cache import FileRows, MemoryRows, map_rows, quarter_of_memory
 from cdm.data.decode import (
     DecodeError,
     Pixels,
@@ -33,6 +33,7 @@ from cdm.data.plan import scan_sizes
 from cdm.data.source import ReadError, Source
 from cdm.data.split import short_hash
 from cdm.errors import UserError
+from cdm.runtime import cache_folder
 
 FEW_IMAGES = 10
 _CACHE_VERSION = 3  # raise it when decoding changes, so that old cache files are not used
@@ -67,7 +68,7 @@ def load_images(
     Args:
         bit_depth: "auto" is 16 if any header looked at says so and ``channels`` is not 3.
         window: intensities shown as -1 and 1; None: 8 bits use (0, 255), 16 bits the smallest and largest found.
-        cache_dir: for data over the limit; None: ``$XDG_CACHE_HOME/cdm`` or ``~/.cache/cdm``.
+        cache_dir: for data over the limit; None: ``cache_folder``.
         memory_limit: bytes; data over it is mapped from a cache file. None: a quarter of the machine's memory.
         threads: of the pool; None: one per core.
 
@@ -85,7 +86,7 @@ def load_images(
     if len(source) * int(np.prod(shape)) * dtype.itemsize <= limit:
         array = _collect(source, MemoryRows(len(source), shape, dtype), decoded, bit_depth, progress)
     else:
-        path = (cache_dir or default_cache_dir()) / f"{_key(source, shape, bit_depth)}.pixels"
+        path = (cache_dir or cache_folder()) / f"{_key(source, shape, bit_depth)}.pixels"
         array = _load_cached(source, path, shape, bit_depth)
         if array is None:
             array = _collect(source, FileRows(path, shape, dtype), decoded, bit_depth, progress)

@@ -15,11 +15,6 @@ from cdm.runtime import total_memory
 Shape = tuple[int, ...]
 
 
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/cdm`` or ``~/.cache/cdm``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdm"
-
-
 def quarter_of_memory() -> int:
     """Bytes: data over this goes to a cache file."""
     return total_memory(torch.device("cpu")) // 4

@@ -19,7 +19,8 @@ from cdm.pipeline.evaluate_bench import Bench
 from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk
 from cdm.pipeline.evaluate_inputs import Inputs
 from cdm.pipeline.evaluate_request import DEFAULT_EXTRACTORS, EvaluateRequest
-from cdm.pipeline.reference import RealImages, cache_folder, pixels_of
+from cdm.pipeline.reference import RealImages, pixels_of
+from cdm.runtime import cache_folder
 
 DOMAIN_SEED = 0
 EXTRACTED = {"fd": ("fd",), "sfid": ("sfid",), "kid": ("kid",), "is": ("is",), "prdc": NEIGHBOURHOODS}

@@ -29,9 +29,9 @@ from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import FeatureSink, ImageStore, Progress, Sink, fill
 from cdm.pipeline.image_source import key_of
 from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import ReferenceCache, cache_folder
+from cdm.pipeline.reference import ReferenceCache
 from cdm.pipeline.saving import FolderSink, StatisticsFile, check_save, is_archive, pack
-from cdm.runtime import choose_device, set_threads
+from cdm.runtime import cache_folder, choose_device, set_threads
 from cdm.train.log import counted, duration
 
 Say = Callable[[str], None]

@@ -17,9 +17,9 @@ from cdm.pipeline.evaluate_request import EvaluateRequest
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.image_source import ClassIndex
 from cdm.pipeline.processes import Processes
-from cdm.pipeline.reference import RealImages, ReferenceCache, cache_folder
+from cdm.pipeline.reference import RealImages, ReferenceCache
 from cdm.pipeline.tune_trials import reference_stats
-from cdm.runtime import choose_device
+from cdm.runtime import cache_folder, choose_device
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,6 @@ from jaxtyping import Int64
 from cdm.artifacts import load_tensors, make_folder, save_tensors
 from cdm.config import DataConfig
 from cdm.data.arrays import load_images
-from cdm.data.cache import default_cache_dir
 from cdm.data.image_array import ImageArray
 from cdm.data.pixels import FULL_8, to_float, to_images
 from cdm.data.plan import scan_sizes
@@ -32,12 +30,6 @@ from cdm.train.log import counted
 
 Say = Callable[[str], None]
 ROLES = {"val": "validation", "train": "training"}
-
-
-def cache_folder() -> Path:
-    """``$CDM_CACHE``, or ``$XDG_CACHE_HOME/cdm``, or ``~/.cache/cdm``."""
-    own = os.environ.get("CDM_CACHE")
-    return Path(own) if own else default_cache_dir()
 
 
 @dataclass(frozen=True)

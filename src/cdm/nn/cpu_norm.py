@@ -1,0 +1,201 @@
+"""Builds and calls the CPU kernel of group norm, scale and shift, SiLU (``cpu_norm.cpp``), where there is a compiler.
+
+torch has no such kernel for channels-last tensors: its operations one after the other (``plain_norm.py``) read and
+write the memory ten times and take a fifth of a forward pass. Without a compiler they serve: slower, nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from cdm.nn import plain_norm
+from cdm.nn.plain_norm import PerSample, Pixels
+from cdm.runtime import cache_folder
+
+SOURCE = Path(__file__).with_name("cpu_norm.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+CHUNK = 16384
+"""Elements of one sample that are summed at once: they stay in a fast cache between two looks."""
+ALONE = 16384
+"""Elements up to which one thread is as fast as many."""
+
+
+def can_run(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> bool:
+    """Whether the kernel is there and takes these; what is wrong with others, torch's operations say."""
+    b, c = x.shape[:2]
+    tensors = (x, weight, bias)
+    return (
+        all(each.device.type == "cpu" for each in tensors)
+        and x.dtype in NAMES
+        and weight.dtype == bias.dtype == torch.float32
+        and weight.shape == bias.shape == (b, c)
+        and groups > 0
+        and c % groups == 0
+        and x.numel() > 0
+        and all(type(each) in (Tensor, torch.nn.Parameter) for each in tensors)  # no fake ones: they have no memory
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None  # counts or records torch's operations
+        and works()
+    )
+
+
+def forward(
+    pixels: Pixels, weight: PerSample, bias: PerSample, groups: int, eps: float, act: bool
+) -> tuple[Pixels, tuple[Tensor, ...]]:
+    """The output, and what ``backward`` needs: inputs, mean and inverse standard deviation of each group."""
+    pixels, weight, bias = _dense(pixels), _rows(weight), _rows(bias)
+    y, mean, rstd = (
+        torch.empty_like(pixels),
+        weight.new_empty(len(weight), groups),
+        weight.new_empty(len(weight), groups),
+    )
+    partial, room = _scratch(pixels, weight, 2)
+    _call("forward", act, pixels, groups, weight, weight.stride(0), bias, bias.stride(0), ctypes.c_float(eps), y, mean,
+          rstd, partial, room)  # fmt: skip
+    return y, (pixels, weight, bias, mean, rstd)
+
+
+def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
+    """Gradients of pixels, weight and bias by that of the output."""
+    pixels, weight, bias, mean, rstd = saved
+    dy, dx = _dense(dy), torch.empty_like(pixels)
+    dweight, dbias = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    partial, room = _scratch(pixels, weight, 5)
+    _call("backward", act, pixels, mean.shape[1], dy, weight, weight.stride(0), bias, bias.stride(0), mean, rstd, dx,
+          dweight, dbias, partial, room)  # fmt: skip
+    return dx, dweight, dbias
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Its memory is what it says: no gaps, no sign to be put on when it is read."""
+    return x.resolve_neg().contiguous()
+
+
+def _rows(x: PerSample) -> PerSample:
+    """Rows without gaps inside; all may be one and the same."""
+    return x if not x.is_neg() and (x.shape[1] == 1 or x.stride(1) == 1) else _dense(x)
+
+
+def _chunk(n: int, c: int) -> int:
+    return max(1, min(n, CHUNK // c))
+
+
+def _scratch(pixels: Pixels, weight: PerSample, rows: int) -> tuple[Tensor, Tensor]:
+    b, n, c = pixels.shape
+    return weight.new_empty(b, -(-n // _chunk(n, c)), 2, c), weight.new_empty(b, rows, c)
+
+
+def _call(what: str, act: bool, pixels: Pixels, groups: int, *arguments: Any) -> None:
+    lib = library()
+    assert lib is not None
+    b, n, c = pixels.shape
+    threads = torch.get_num_threads() if pixels.numel() > ALONE else 1
+    function = getattr(lib, f"{what}_{NAMES[pixels.dtype]}{'_silu' if act else ''}")
+    function(*(_argument(each) for each in (b, n, c, groups, _chunk(n, c), pixels, *arguments, threads)))
+
+
+def _argument(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return ctypes.c_void_p(given.data_ptr())
+    return ctypes.c_long(given) if isinstance(given, int) else given
+
+
+@cache
+def works() -> bool:
+    """Whether the kernel is there and does what torch does: no compiler is trusted unseen. Says what is wrong, once."""
+    if library() is None:
+        return False
+    if all(_agrees(dtype, act) for dtype in NAMES for act in (True, False)):
+        return True
+    _say("is wrong as this compiler builds it")
+    return False
+
+
+def _agrees(dtype: torch.dtype, act: bool) -> bool:
+    """On two samples of more than a chunk, by many threads, in groups of 4 of 44 channels: tails of all loops."""
+    b, n, c = 2, 400, 44
+    grid = torch.linspace(0, 3000, 2 * b * n * c, dtype=torch.float32, device="cpu").view(2, b, n, c)
+    pixels, dy = (3 * grid.sin() + 1).to(dtype)
+    weight, bias = (torch.linspace(0, 9, 2 * b * c, dtype=torch.float32, device="cpu").view(2, b, c) * 7).sin()
+    results = []
+    for by, like in ((plain_norm, torch.float32), (sys.modules[__name__], dtype)):
+        y, saved = by.forward(pixels.to(like), weight, bias, c // 4, 1e-5, act)
+        results.append((y, *by.backward(saved, dy.to(like), act)))
+    limit = 1e-4 if dtype == torch.float32 else 1e-2
+    return all(float((got - want).norm()) <= limit * float(want.norm()) for want, got in zip(*results, strict=True))
+
+
+def _say(what: str) -> None:
+    warnings.warn(f"the CPU kernel of the norm {what}: going on without, which is slower.", stacklevel=2)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernel, built once for this source, compiler and CPU, and kept in the cache folder. None: this is not Linux,
+    there is no compiler, or it fails, which is said. ``$CXX`` is the compiler; one that is not there turns this off."""
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+        if sys.platform != "linux" or shutil.which(compiler[0]) is None:
+            return None
+        return ctypes.CDLL(str(_built(compiler)))
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
+        _say(f"could not be built or loaded ({next((line for line in lines if 'error' in line), lines[-1])})")
+        return None
+
+
+def _built(compiler: list[str]) -> Path:
+    """The file, whose name tells what it was built from and its own hash, so that a damaged one is built anew."""
+    told = (SOURCE.read_text(), *compiler, _run(*compiler, "--version"), *FLAGS, platform.machine(), _cpu())
+    folder, name = cache_folder() / "kernels", f"cpu_norm-{_hash(repr(told).encode())}"
+    for path in folder.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{_hash(path.read_bytes())}":
+            return path
+        path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / "cpu_norm.so"
+        _run(*compiler, *FLAGS, str(SOURCE), "-o", str(made))
+        with made.open("rb") as file:
+            path = folder / f"{name}-{_hash(file.read())}.so"
+            os.fsync(file.fileno())
+        made.replace(path)  # whole at once, whoever else builds it
+    return path
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    return done.stdout
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What the kernel is built for: one built elsewhere may use instructions that this CPU lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
