@@ -204,11 +204,12 @@ def test_other_machine_is_named(user: Asking) -> None:
     user.train(stage=0)
     assert not any("warning" in said and "bit for bit" in said for said in user.said)
     start = user.events("start")[-1]
-    append_event(user.request.out / "events.jsonl", start | {"torch": "1.0", "threads": 64})
+    append_event(user.request.out / "events.jsonl", start | {"torch": "1.0", "threads": 64, "norm": "before"})
     user.train(stage=0)
     warnings = [said for said in user.said if "bit for bit" in said]
-    assert len(warnings) == 2
+    assert len(warnings) == 3
     assert "torch was '1.0' and is" in warnings[0] and "threads was 64 and is 1 now" in warnings[1]
+    assert "norm was 'before' and is '" in warnings[2]
 
 
 def test_changed_data_keeps_the_numbers_of_the_classes(user: Asking, tmp_path: Path) -> None:

@@ -62,11 +62,7 @@ def forward(
 ) -> tuple[Pixels, tuple[Tensor, ...]]:
     """The output, and what ``backward`` needs: inputs, mean and inverse standard deviation of each group."""
     pixels, weight, bias = _dense(pixels), _rows(weight), _rows(bias)
-    y, mean, rstd = (
-        torch.empty_like(pixels),
-        weight.new_empty(len(weight), groups),
-        weight.new_empty(len(weight), groups),
-    )
+    y, (mean, rstd) = torch.empty_like(pixels), weight.new_empty(2, len(weight), groups)
     partial, room = _scratch(pixels, weight, 2)
     _call("forward", act, pixels, groups, weight, weight.stride(0), bias, bias.stride(0), ctypes.c_float(eps), y, mean,
           rstd, partial, room)  # fmt: skip
