@@ -18,15 +18,18 @@ from cdm.nn.fused_norm import group_norm_act
 needs_kernel = pytest.mark.skipif(not cpu_norm.works(), reason="no compiler: no kernel of the norm")
 
 
+def forget() -> None:
+    for function in (cpu_norm.kernel, cpu_norm.works):
+        function.cache_clear()
+
+
 @pytest.fixture
 def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder; what is built in it is forgotten afterwards."""
     monkeypatch.setenv("CDM_CACHE", str(tmp_path))
-    for function in (cpu_norm.library, cpu_norm.works):
-        function.cache_clear()
+    forget()
     yield tmp_path
-    for function in (cpu_norm.library, cpu_norm.works):
-        function.cache_clear()
+    forget()
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> list[torch.Tensor]:
@@ -320,11 +323,11 @@ def test_a_kernel_that_is_wrong_is_not_used(
 def test_it_is_built_once(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_norm.works()
     (built,) = (unbuilt / "kernels").iterdir()
-    cpu_norm.library.cache_clear()
+    cpu_norm.kernel.cache_clear()
     commands = []
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda command, **more: (commands.append(command), run(command, **more))[1])
-    assert cpu_norm.library() is not None
+    assert cpu_norm.kernel() is not None
     assert [command[1:] for command in commands] == [("--version",)]
     assert list((unbuilt / "kernels").iterdir()) == [built]
 
@@ -337,8 +340,7 @@ def test_a_damaged_file_is_built_anew(unbuilt: Path, length: int) -> None:
     whole = built.read_bytes()
     built.unlink()  # the process still has it
     built.write_bytes(whole[:length])
-    for function in (cpu_norm.library, cpu_norm.works):
-        function.cache_clear()
+    forget()
     assert cpu_norm.works()
     assert [path.stat().st_size > length for path in (unbuilt / "kernels").iterdir()] == [True]
 
@@ -347,6 +349,6 @@ def test_a_damaged_file_is_built_anew(unbuilt: Path, length: int) -> None:
 def test_other_arguments_of_the_compiler_are_another_file(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for compiler in ("c++", "c++ -O1"):
         monkeypatch.setenv("CXX", compiler)
-        cpu_norm.library.cache_clear()
-        assert cpu_norm.library() is not None
+        cpu_norm.kernel.cache_clear()
+        assert cpu_norm.kernel() is not None
     assert len(list((unbuilt / "kernels").iterdir())) == 2

@@ -100,7 +100,7 @@ def _scratch(pixels: Pixels, weight: PerSample, rows: int) -> tuple[Tensor, Tens
 
 
 def _call(what: str, act: bool, pixels: Pixels, groups: int, *arguments: Any) -> None:
-    lib = library()
+    lib = kernel()
     assert lib is not None
     b, n, c = pixels.shape
     threads = torch.get_num_threads() if pixels.numel() > ALONE else 1
@@ -117,7 +117,7 @@ def _argument(given: Any) -> Any:
 @cache
 def works() -> bool:
     """Whether the kernel is there and does what torch does: no compiler is trusted unseen. Says what is wrong, once."""
-    if library() is None:
+    if kernel() is None:
         return False
     if all(_agrees(dtype, act) for dtype in NAMES for act in (True, False)):
         return True
@@ -144,7 +144,7 @@ def _say(what: str) -> None:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def kernel() -> ctypes.CDLL | None:
     """The kernel, built once for this source, compiler and CPU, and kept in the cache folder. None: this is not Linux,
     there is no compiler, or it fails, which is said. ``$CXX`` is the compiler; one that is not there turns this off."""
     try:
