@@ -26,6 +26,7 @@ import os
 from dataclasses import replace
 import torch
 from cdm.config import DataConfig
+from cdm.heap import keep_memory
 from cdm.recipes import make_config
 from cdm.recipes.facts import Facts
 from cdm.rng import Rng
@@ -34,6 +35,7 @@ from cdm.stage import build_stage
 from cdm.train.plan import measure_speed
 from cdm.train.step import Trainee
 from cdm.types import Batch
+keep_memory()
 config = make_config("small", Facts((16, 64), tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), DataConfig(), 1000)).stages[0]
 batch = int(os.environ["B"])
 config = replace(config, optim=replace(config.optim, batch_size=batch))

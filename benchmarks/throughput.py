@@ -8,6 +8,7 @@ skipped by name. First a check that our net and those of guided-diffusion and di
 are loaded into ours, and outputs, parameters and FLOPs are compared; a difference ends the run. The other two keep
 their own architecture with about as many parameters, and have a table of their own. Then all take turns, in one
 process: every round times each contender once, and the ratios are of one round's pairs, so a busy moment hits both.
+Memory is kept for all of them as the command ``cdm`` keeps it (cdm.heap).
 
 Training: forward, backward, clipping of gradients, AdamW, one average of the weights. Ours is the whole update of
 ``cdm train`` (it draws levels and noise too); a peer gets them ready-made. Sampling: one forward pass, no gradients.
@@ -38,6 +39,7 @@ from torch import nn
 from cdm.artifacts import load_json
 from cdm.cli.say import say
 from cdm.errors import UserError
+from cdm.heap import keep_memory
 from cdm.nn.unet import UNet
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 
@@ -252,6 +254,7 @@ def run(options: argparse.Namespace, argv: list[str] | None) -> None:
         )
     cases, brought = chosen(options.cases), folders(options.peer)
     device, threads = choose_device(options.device), set_threads(options.threads)
+    keep_memory()
     peers = without(present(brought, options.compile, say), options.without.split(",") if options.without else [])
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
     short_name = torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type

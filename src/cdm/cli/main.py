@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cdm.heap import keep_memory
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -18,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     # long spinning makes a shared machine up to 20 times slower, none a quiet one by a quarter; read at torch's import
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be bytes that no encoding has
     arguments = sys.argv[1:] if argv is None else argv

@@ -1,0 +1,28 @@
+"""How the C library keeps memory that tensors on a CPU have given back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGEST, LARGEST_OF_OLD = 2**30, 2**25
+"""Bytes of a block that is kept. An older glibc refuses more than the second."""
+
+
+def keep_memory() -> bool:
+    """Let glibc keep what tensors give back, instead of asking the kernel for fresh pages, filled with zeros, at every
+    layer. A CPU is up to a tenth faster; the memory's peak is about the same, but stays with the process until its end.
+
+    Returns whether it does so: not where the C library is another one, nor where the user has set malloc up.
+    """
+    own = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if own or not sys.platform.startswith("linux"):
+        return False
+    with suppress(OSError, AttributeError):  # no such function
+        mallopt = ctypes.CDLL(None).mallopt
+        large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST, LARGEST_OF_OLD))
+        return large and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return False
