@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -149,6 +150,34 @@ def test_a_compiler_that_fails_is_done_without(
     said = "diffusers, bf16, compiled is left out from here on: it fails (RuntimeError: no C++ compiler).\n"
     assert ("diffusers, bf16, compiled" in rates) == (how == "works")
     assert capsys.readouterr().out.count(said) == (how == "fails")
+
+
+class Block(torch.nn.Module):
+    """In the way of guided-diffusion's: each is compiled by itself, for what it does cannot be joined to the next."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(width, width + 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_all_blocks_of_a_peer_are_compiled(whole: bool) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    net = torch.nn.Sequential(*map(Block, range(2, 26)))
+    with torch.no_grad(), throughput.compiled_whole() if whole else nullcontext():
+        torch.compile(net, backend=backend, dynamic=False)(torch.ones(1, 2))
+    torch._dynamo.reset()
+    assert (len(compiled) == len(net)) == whole
 
 
 @pytest.mark.usefixtures("no_bounds")
