@@ -8,8 +8,9 @@ import sys
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST, LARGEST_OF_OLD = 2**30, 2**25
-"""Bytes of a block that is kept. An older glibc refuses more than the second."""
+LARGEST, MOST = 2**25, 2**30
+"""Bytes: of a block that is kept, the largest that glibc itself may keep, as gaps between larger ones would cost much
+memory; and of all that is free at the heap's end."""
 
 
 def keep_memory() -> bool:
@@ -23,6 +24,5 @@ def keep_memory() -> bool:
         return False
     with suppress(OSError, AttributeError):  # no such function
         mallopt = ctypes.CDLL(None).mallopt
-        large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST, LARGEST_OF_OLD))
-        return large and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+        return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, MOST))
     return False
