@@ -9,8 +9,7 @@ from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST, MOST = 2**25, 2**30
-"""Bytes: of a block that is kept, the largest that glibc itself may keep, as gaps between larger ones would cost much
-memory; and of all that is free at the heap's end."""
+"""Bytes: of a block that is kept, the largest that glibc itself may keep; and of all that is free at the heap's end."""
 
 
 def keep_memory() -> bool:

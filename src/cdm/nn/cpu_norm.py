@@ -64,8 +64,8 @@ def forward(
     pixels, weight, bias = _dense(pixels), _rows(weight), _rows(bias)
     y, (mean, rstd) = torch.empty_like(pixels), weight.new_empty(2, len(weight), groups)
     partial, room = _scratch(pixels, weight, 2)
-    _call("forward", act, pixels, groups, weight, weight.stride(0), bias, bias.stride(0), ctypes.c_float(eps), y, mean,
-          rstd, partial, room)  # fmt: skip
+    _call("forward", act, pixels, groups, weight, weight.stride(0), bias, bias.stride(0), eps, y, mean, rstd, partial,
+          room)  # fmt: skip
     return y, (pixels, weight, bias, mean, rstd)
 
 
@@ -105,13 +105,26 @@ def _call(what: str, act: bool, pixels: Pixels, groups: int, *arguments: Any) ->
     b, n, c = pixels.shape
     threads = torch.get_num_threads() if pixels.numel() > ALONE else 1
     function = getattr(lib, f"{what}_{NAMES[pixels.dtype]}{'_silu' if act else ''}")
-    function(*(_argument(each) for each in (b, n, c, groups, _chunk(n, c), pixels, *arguments, threads)))
+    given = (pixels, *arguments)
+    function(b, n, c, groups, _chunk(n, c), *[t.data_ptr() if isinstance(t, Tensor) else t for t in given], threads)
 
 
-def _argument(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return ctypes.c_void_p(given.data_ptr())
-    return ctypes.c_long(given) if isinstance(given, int) else given
+LONG, POINTER = ctypes.c_long, ctypes.c_void_p
+ROWS = [POINTER, LONG, POINTER, LONG]  # weight and bias, each with the distance of its rows
+ARGUMENTS = {
+    "forward": [*[LONG] * 5, POINTER, *ROWS, ctypes.c_float, *[POINTER] * 5, ctypes.c_int],
+    "backward": [*[LONG] * 5, POINTER, POINTER, *ROWS, *[POINTER] * 7, ctypes.c_int],
+}
+"""As cpu_norm.cpp declares them."""
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    for what, arguments in ARGUMENTS.items():
+        for name in NAMES.values():
+            for act in ("", "_silu"):
+                function = getattr(lib, f"{what}_{name}{act}")
+                function.argtypes, function.restype = arguments, None
+    return lib
 
 
 @cache
@@ -151,8 +164,8 @@ def kernel() -> ctypes.CDLL | None:
         compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
         if sys.platform != "linux" or shutil.which(compiler[0]) is None:
             return None
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+        return _declared(ctypes.CDLL(str(_built(compiler))))
+    except (AttributeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
         _say(f"could not be built or loaded ({next((line for line in lines if 'error' in line), lines[-1])})")
         return None
