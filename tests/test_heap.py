@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
+from cdm.cli.main import main
 from cdm.heap import keep_memory
 
 CHILD = """
 import resource, sys
 import torch
+from cdm.cli.main import main
 from cdm.heap import keep_memory
 torch.set_num_threads(1)
 kept = keep_memory() if sys.argv[1] == "keep" else None
@@ -52,3 +54,11 @@ def test_another_c_library(monkeypatch: pytest.MonkeyPatch, library: object) -> 
 
     monkeypatch.setattr("cdm.heap.ctypes.CDLL", load)
     assert keep_memory() is False
+
+
+def test_the_command_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr("cdm.cli.main.keep_memory", lambda: called.append(True))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert called == [True]
