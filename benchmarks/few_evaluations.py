@@ -10,7 +10,8 @@ out alike, so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2
 are the nearest of the longer one's.
 
 Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
-``-n``. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
+``-n``. Several processes share the work by ``--part 0/2`` and ``1/2``; a call without it measures. Then the wall-clock
+of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
 (cdm.evaluate.frechet_ratio).
 """
 
@@ -199,8 +200,9 @@ class Features:
     def _path(self, block: int) -> Path:
         return self._folder / f"{block:04d}.npy"
 
-    def missing(self, count: int) -> Iterator[int]:
-        return (block for block in range(count // BLOCK) if not self._path(block).exists())
+    def missing(self, count: int, part: tuple[int, int]) -> Iterator[int]:
+        first, every = part
+        return (block for block in range(first, count // BLOCK, every) if not self._path(block).exists())
 
     @torch.no_grad()
     def make(self, block: int, progress: Progress) -> None:
@@ -279,6 +281,13 @@ def wall_clock(judge: Judge, settings: SamplingConfig, long: int, images: int) -
             "times": round(slowly / fast[2], 1)}  # fmt: skip
 
 
+def part(asked: str) -> tuple[int, int]:
+    first, of = map(int, asked.split("/"))
+    if not 0 <= first < of:
+        raise ValueError(asked)
+    return first, of
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", type=Path, nargs="?", default=Path("examples/letters"))
@@ -294,6 +303,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
     parser.add_argument("--long-images", type=int, help="of that arm (default: as many as of the others)")
+    parser.add_argument("--part", type=part, metavar="I/N", help="make every N-th block from the I-th on, no more")
     parser.add_argument("--device")
     parser.add_argument("--no-timing", action="store_true", help="distances only: the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-evaluations.json"))
@@ -332,8 +342,10 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = each_arm[:2], each_arm[2:]
         for features, images in [(each, count) for each in short] + [(each, longer) for each in long]:
-            for block in features.missing(images):
+            for block in features.missing(images, options.part or (0, 1)):
                 features.make(block, progress)
+        if options.part:
+            return
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
             "images": count, "seed": options.seed, "cores": os.cpu_count(), "device": str(judge.cascade.device),

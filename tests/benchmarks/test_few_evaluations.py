@@ -55,6 +55,31 @@ def test_numbers_below_a_block_are_one_sentence(measure: Any, capsys: pytest.Cap
         assert ended.value.code == 2 and "blocks of 32" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("asked", ["2/2", "-1/2", "1", "a/b"])
+def test_parts_that_are_none(asked: str, measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        measure(f"--part={asked}")
+    assert ended.value.code == 2 and f"invalid part value: '{asked}'" in capsys.readouterr().err
+
+
+def test_parts_are_the_whole(measure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes make what one does, and measure nothing."""
+    made = []
+    make = few_evaluations.Features.make
+    monkeypatch.setattr(
+        few_evaluations.Features,
+        "make",
+        lambda self, block, progress: made.append(block) or make(self, block, progress),
+    )
+    for asked, blocks in (("1/2", {1}), ("0/2", {0})):
+        made.clear()
+        with pytest.raises(FileNotFoundError):  # no result
+            measure("--part", asked)
+        assert set(made) == blocks and len(made) == 4  # of each arm
+    made.clear()
+    assert measure("--no-timing")["images"] == 64 and made == []
+
+
 def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
     measure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
