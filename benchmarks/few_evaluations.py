@@ -108,14 +108,19 @@ def candidates(cascade: Cascade, asked: str | None, fronts: Path) -> list[Candid
         return each
     if not fronts.exists():
         return [Candidate("dpmpp", "logsnr", limit) for limit in most]
-    points = [[row for row in told["front"] if row["evaluations"] <= limit][-1]
-              for told, limit in zip(load_json(fronts)["stages"], most, strict=True)]  # fmt: skip
-    return [Candidate(point["sampler"], point["grid"], point["evaluations"]) for point in points]
+    found = []
+    for stage, limit in zip(load_json(fronts)["stages"], most, strict=True):
+        few = [row for row in stage["front"] if row["evaluations"] <= limit]
+        if not few:
+            raise UserError(f"{fronts} has no point of {limit} evaluations or fewer in each stage; give --fast.")
+        found.append(Candidate(few[-1]["sampler"], few[-1]["grid"], few[-1]["evaluations"]))
+    return found
 
 
-def recorded(planned: list[Arm], fast: list[Candidate], folder: Path, weights: str) -> list[Arm]:
+def recorded(planned: list[Arm], fast: list[Candidate], folder: Path, cascade: Cascade, seed: int) -> list[Arm]:
     """As the first call had them: a grid of the stage's own is measured, and rounding differs between machines."""
-    path = make_folder(folder) / f"fast-{key_of(weights, [each.words for each in fast])[:12]}.json"
+    key = key_of(cascade.hash, to_dict(cascade.settings()), planned[0].path_of, seed, [each.words for each in fast])
+    path = make_folder(folder) / f"fast-{key[:12]}.json"
     if path.exists():
         planned[0] = replace(planned[0], settings=from_dict(SamplingConfig, load_json(path)["settings"], str(path)))
     else:
@@ -337,7 +342,7 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         fast = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
         how = made(SCRIPT, argv, judge.cascade.device)
         planned = arms(judge, fast, options.seed, options.reference, options.long)
-        planned = recorded(planned, fast, options.work, judge.cascade.hash)
+        planned = recorded(planned, fast, options.work, judge.cascade, options.seed)
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = each_arm[:2], each_arm[2:]

@@ -23,6 +23,7 @@ from record import check_out, made, one_sentence, save, told, told_ratio
 
 from cdm.cli.progress import counting_progress
 from cdm.config import to_dict
+from cdm.pipeline.image_source import key_of
 from cdm.pipeline.judge import open_judge
 from cdm.pipeline.tune_level_bench import LevelBench, halves, searched_stages
 from cdm.pipeline.tune_level_trials import LevelTrials
@@ -87,9 +88,9 @@ def main(argv: list[str] | None = None) -> None:
 def run(options: argparse.Namespace, how: dict[str, Any]) -> None:
     check_out(options.out)
     set_threads(None)
-    copy = options.work / "run"
-    if options.run.exists() and not copy.exists():
-        shutil.copytree(options.run, copy)
+    copy = options.work / f"run-{key_of(str(options.run.resolve()))[:8]}"
+    if options.run.exists():  # in each call: it may have been trained further, or a copy been cut short
+        shutil.copytree(options.run, copy, dirs_exist_ok=True)
     request = TuneRequest(
         run=copy, data=options.data, train_data=options.train_data, images=options.n, axes=("level",),
         seed=options.seed, device=options.device,

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.e2e.command import refused, run_here, succeeded
 
 from cdm.cascade import Cascade, load_config
 from cdm.pipeline import tune_search
+from cdm.pipeline.tune_search import Candidate, Measured
 
 
 @pytest.fixture
@@ -103,6 +107,32 @@ def test_a_stopped_search_goes_on_and_a_finished_one_is_done(run: Path, real: Pa
 def test_bad_requests_are_one_sentence(run: Path, real: Path, options: tuple[object, ...], words: tuple[str, ...]):
     refused(tune(run, real, *options), *words)
     assert not load_config(run).qualities
+
+
+def test_nothing_takes_the_place_of_what_was_not_measured(run: Path, real: Path, monkeypatch) -> None:
+    from cdm.pipeline import tune_run
+
+    points = [Measured(Candidate("ddim", "edm", count), 1.0, 0.9, 1.1, 256, 1.0) for count in (2, 4, 8)]
+    monkeypatch.setattr(tune_run, "search", lambda *_, **__: (points, []))
+    refused(tune(run, real), "not how the run samples now (dpmpp, logsnr grid", "raise --minutes")
+    assert not load_config(run).qualities
+
+
+def test_a_grid_of_its_own_does_not_count_as_a_candidates_pace(monkeypatch) -> None:
+    from cdm.pipeline import tune_trials
+
+    def slow(_: object) -> None:
+        time.sleep(0.5)
+
+    features = SimpleNamespace(by_name=lambda: {"main": torch.zeros(1)})
+    stub = SimpleNamespace(
+        settings_for=slow, blocks=lambda *_: [0], extractor=lambda _: features, _enlarged=lambda made: made,
+        reference=None, labels=None,
+    )  # fmt: skip
+    distance = SimpleNamespace(value=1.0, low=0.9, high=1.1)
+    monkeypatch.setattr(tune_trials, "frechet_estimate", lambda *_: distance)
+    measured = tune_trials.StageTrials.measure(stub, Candidate("dpmpp", "profile", 4), 256)  # type: ignore[arg-type]
+    assert measured.seconds < 0.3
 
 
 def test_no_run_and_no_quality(run: Path, real: Path, tmp_path: Path) -> None:

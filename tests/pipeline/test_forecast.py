@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from PIL import Image
 
 from cdm import runtime
 from cdm.config import CascadeConfig, DataConfig
+from cdm.errors import UserError
 from cdm.pipeline import forecast as module
+from cdm.pipeline.describe import describe
 from cdm.pipeline.forecast import Forecast, StageForecast, forecast, warning
 from cdm.pipeline.request import TrainRequest
 from cdm.pipeline.train_run import Prepared, prepare, train
@@ -83,6 +86,34 @@ def test_time_is_within_30_percent_of_a_run(
         if 0.7 < ratio < 1.3:
             return
     pytest.fail(f"seed {seed}: {kind}: told {ratio:.2f} times the real time\n{capsys.readouterr().out}")
+
+
+def test_what_is_left_of_a_run_is_told(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one that was stopped, of one that is done, and of one that is to go further; nothing is written."""
+    monkeypatch.setattr(module, "training_memory", lambda *_: 0)
+    out, asked = tmp_path / "run", prepared(photos, tmp_path / "run", "small 8, 16")
+    base = replace(asked, request=replace(asked.request, stage=0))
+    train(base, lambda sentence: None)
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    told = forecast(asked)
+    assert [each.images for each in told.stages] == [0, 640] and told.stages[0].seconds == 0
+    describe(base)
+    assert "finds these stages of" in (text := capsys.readouterr().out) and "in all" not in text
+    describe(asked)
+    assert f"goes on in {out}; images and time are what is left" in capsys.readouterr().out
+    further = replace(base, request=replace(base.request, images=960))
+    assert [each.images for each in forecast(further).stages] == [320]
+    for last in sorted((out / "0-8" / "training").glob("ckpt-*"))[-1:]:  # as if stopped before
+        shutil.move(last, tmp_path / last.name)
+    events = (out / "events.jsonl").read_text().splitlines(keepends=True)
+    (out / "events.jsonl").write_text("".join(line for line in events if '"stage_done"' not in line))
+    seen = max(int(path.stem[5:]) for path in (out / "0-8" / "training").glob("ckpt-*"))
+    assert 0 < seen < 640 and [each.images for each in forecast(base).stages] == [640 - seen]
+    with pytest.raises(UserError, match="was started with --images 640, now it is --images 320"):
+        forecast(replace(base, request=replace(base.request, images=320)))
+    assert {path for path in out.rglob("*")} <= set(files)
 
 
 def stage(memory: int, parameters: int = 1000, index: int = 0) -> StageForecast:

@@ -154,6 +154,35 @@ def test_how_it_is_sampled_now_is_measured_first_and_nothing_worse_replaces_it(t
     assert asked == [now]
 
 
+@pytest.mark.parametrize("seconds", [150.0, 250.0, 300.0, 450.0])
+@pytest.mark.parametrize("evaluations", [128, 250])
+def test_a_dear_present_setting_leaves_the_races_what_is_left(tmp_path: Path, seconds: float, evaluations: int) -> None:
+    clock, now = Clock(seconds), Candidate("ddpm_large", "logsnr", evaluations)
+
+    def measure(candidate: Candidate, images: int) -> Measured:
+        took = (candidate.evaluations + 2) * images / 256
+        clock.now += took
+        return Measured(candidate, 1.0, None, None, images, took)
+
+    def pace() -> Measured:
+        return Measured(Candidate("dpmpp", "logsnr", 3), 0.0, None, None, 32, 5 * 32 / 256)
+
+    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure, pace)
+    ledger = Ledger(tmp_path / "m.jsonl")
+    points, left_out = search(timed, ledger, clock, is_base=True, images=256, most=1000, present=now)
+    assert clock.now <= seconds
+    assert (now in [each.candidate for each in points]) == (evaluations + 2 <= seconds)
+    assert left_out
+
+
+def test_heun_is_measured_at_what_it_takes(tmp_path: Path) -> None:
+    """An odd number of evaluations; each once."""
+    asked: list[Candidate] = []
+    search(trial(asked), Ledger(tmp_path / "m.jsonl"), Budget(1e9, time.monotonic()), is_base=False, images=10, most=99)
+    heun = [candidate for candidate in asked if candidate.sampler.startswith("heun")]
+    assert heun and all(candidate.evaluations % 2 for candidate in heun)
+
+
 def test_a_table_limits_the_ladder(tmp_path: Path) -> None:
     ledger, budget = Ledger(tmp_path / "m.jsonl"), Budget(600.0, time.monotonic())
     points, _ = search(trial([]), ledger, budget, is_base=False, images=10, most=10)

@@ -12,7 +12,7 @@ from cdm.pipeline.request import TrainRequest
 from cdm.train.checkpoint import latest_checkpoint
 from cdm.train.events import Events
 from cdm.train.loop import read_plan
-from cdm.train.plan import check_budget, cost_share, round_to_batch, share_minutes
+from cdm.train.plan import Plan, check_budget, cost_share, round_to_batch, share_minutes
 
 DEFAULT_MINUTES = 60.0
 CHECKPOINT_SECONDS = 60.0
@@ -92,18 +92,39 @@ def extend(
         assert plan is not None and asked is not None
         found = latest_checkpoint(folder(k), say)
         seen = int(found[1]["images_seen"]) if found else 0
-        old_total, seconds = plan.total(seen), plan.seconds
-        if request.images is not None:
-            images: int | float = request.images
-        else:
-            assert request.minutes is not None
-            images, seconds = old_total * request.minutes / asked[1], seconds * request.minutes / asked[1]
-        total = round_to_batch(images, stages[k].optim.batch_size)
+        old_total = plan.total(seen)
+        total, seconds = _extended(request, plan, asked[1], seen, stages[k])
         events.append(
             "budget", stage=k, at=seen, images=total, checkpoint_images=plan.checkpoint_images, seconds=seconds,
             asked_images=request.images, asked_minutes=request.minutes, why="extended",
         )  # fmt: skip
         say(f"stage {k}: extended from {old_total:,} to {total:,} images")
+
+
+def _extended(
+    request: TrainRequest, plan: Plan, asked: int | float, seen: int, stage: StageConfig
+) -> tuple[int, float]:
+    """Images and seconds of a budget that is larger than what was ``asked`` before."""
+    if request.images is not None:
+        return round_to_batch(request.images, stage.optim.batch_size), plan.seconds
+    assert request.minutes is not None
+    times = request.minutes / asked
+    return round_to_batch(plan.total(seen) * times, stage.optim.batch_size), plan.seconds * times
+
+
+def images_left(request: TrainRequest, stage: StageConfig, k: int, events: Events, seen: int) -> int | None:
+    """Images that stage ``k`` still has to see; None: it has no budget yet. ``seen``: of its newest checkpoint.
+
+    Raises:
+        UserError: a smaller budget than the run has, or one of the other kind.
+    """
+    plan, asked, done = read_plan(events, k), _asked(events, k), events.last("stage_done", k)
+    if plan is None:
+        return None
+    goal = plan.goal
+    if (request.images or request.minutes) and asked is not None and _is_larger(request, asked):
+        goal, _ = _extended(request, plan, asked[1], seen, stage)
+    return max(0, goal - max(seen, done["images"] if done is not None else 0))
 
 
 def _is_larger(request: TrainRequest, asked: tuple[str, int | float] | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from cdm.pipeline.forecast import forecast, warning
+from cdm.pipeline.forecast import Forecast, forecast, warning
 from cdm.pipeline.train_run import Prepared
 from cdm.train.log import duration
 
@@ -22,7 +22,7 @@ def describe(prepared: Prepared) -> None:
             "batch": str(stages[stage.index].optim.batch_size),
             "memory": f"{stage.memory / 2**30:.2f} GiB",
             "images/s": f"{stage.speed:.0f}" if stage.speed else "not measured",
-            "images": f"{stage.images:,}" if stage.images else "not known",
+            "images": f"{stage.images:,}" if stage.images is not None else "not known",
             "time": duration(stage.seconds) if stage.seconds is not None else "not known",
         }
     table = Table("stage", title=f"recipe {request.recipe}")  # a column for each stage: it fits a narrow screen
@@ -32,8 +32,8 @@ def describe(prepared: Prepared) -> None:
         table.add_row(fact, *(of_stage[fact] for of_stage in facts.values()))
     console = Console()
     console.print(table)
-    lines = [f"nothing was written; without --dry-run this trains into {request.out}"]
-    if told.seconds is not None:
+    lines = [f"nothing was written; without --dry-run this {_what(prepared, told)}"]
+    if told.seconds is not None and not _is_done(told):
         lines.insert(0, f"about {duration(told.seconds)} in all, with reading the data and the last samples")
     if prepared.device.type == "cpu":
         lines.insert(
@@ -43,3 +43,16 @@ def describe(prepared: Prepared) -> None:
         lines.insert(0, sentence)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_done(told: Forecast) -> bool:
+    return all(stage.images == 0 for stage in told.stages)
+
+
+def _what(prepared: Prepared, told: Forecast) -> str:
+    out = prepared.request.out
+    if _is_done(told):
+        return f"finds these stages of {out} trained already; a larger --images or --minutes would train them further"
+    if (out / "events.jsonl").exists():
+        return f"goes on in {out}; images and time are what is left"
+    return f"trains into {out}"

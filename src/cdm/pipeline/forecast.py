@@ -9,12 +9,14 @@ import torch
 
 from cdm.config import StageConfig
 from cdm.nn.flops import count_flops, count_parameters
-from cdm.pipeline.budget import DEFAULT_MINUTES, own_images, round_budget
+from cdm.pipeline.budget import DEFAULT_MINUTES, images_left, own_images, round_budget
 from cdm.pipeline.look import BANDS, GRID_STEPS, PANEL, VALIDATION_BATCH, preview_count, sheet_count
 from cdm.pipeline.train_run import Prepared
 from cdm.rng import Rng
 from cdm.runtime import free_memory
 from cdm.settings import make_settings
+from cdm.train.checkpoint import newest_images
+from cdm.train.events import Events
 from cdm.train.loop import PREVIEW_APART, PREVIEWS, VALIDATION_APART, VALIDATIONS, places
 from cdm.train.memory import training_memory
 from cdm.train.plan import measure_look, measure_speed, share_minutes
@@ -31,8 +33,8 @@ COPIES = 7
 @dataclass(frozen=True)
 class StageForecast:
     """Of one stage. ``memory``: bytes of tensors at the most. ``speed``: images per second, None if not measured.
-    ``images``, ``seconds``: None where they hang on a speed that was not measured. ``sheet``: seconds of this stage in
-    the samples at the end."""
+    ``images``, ``seconds``: what is left to do, None where they hang on a speed that was not measured. ``sheet``:
+    seconds of this stage in the samples at the end."""
 
     index: int
     parameters: int
@@ -58,9 +60,12 @@ def forecast(prepared: Prepared) -> Forecast:
     """Measure what can be measured in a few seconds, and tell the rest from shapes."""
     stages, free = prepared.config.stages, free_memory(prepared.device)
     reading = time.monotonic() - prepared.began
+    recorded = _recorded(prepared)
     speeds: dict[int, tuple[float, float]] = {}
     measuring = 0.0  # the run measures the training too
     for k in prepared.todo:
+        if recorded.get(k) == 0:
+            continue
         size = stages[k].optim.crop_size or stages[k].size
         if 3 * count_flops(stages[k].net, size) * stages[k].optim.batch_size < MEASURED_BELOW[prepared.device.type]:
             begin, stage, rng = time.monotonic(), prepared.stage(k), Rng(prepared.config.seed, k)
@@ -68,11 +73,13 @@ def forecast(prepared: Prepared) -> Forecast:
             measuring += time.monotonic() - begin
             batch = prepared.train.batch(k, rng, torch.arange(_preview(prepared, k)), device=prepared.device)
             speeds[k] = speed, measure_look(stage, batch, rng)
-    images = _images(prepared, {k: speed for k, (speed, _) in speeds.items()})
+    fresh = [k for k in prepared.todo if k not in recorded]
+    images = recorded | _images(prepared, fresh, {k: speed for k, (speed, _) in speeds.items()})
     told = tuple(_stage(prepared, k, speeds.get(k), images.get(k)) for k in prepared.todo)
     seconds = [stage.seconds for stage in told if stage.seconds is not None]
-    sheets = [stage.sheet or 0.0 for stage in told] if len(told) == len(stages) else []
-    whole = reading + measuring + sum(seconds) + sum(sheets) if len(seconds) == len(told) else None
+    finishes = len(told) == len(stages) and any(stage.images != 0 for stage in told)
+    sheets = [stage.sheet or 0.0 for stage in told] if finishes else []
+    whole = reading + (measuring if fresh else 0.0) + sum(seconds) + sum(sheets) if len(seconds) == len(told) else None
     return Forecast(told, free, whole)
 
 
@@ -100,7 +107,7 @@ def _gib(count: int | float) -> str:
 
 def _stage(prepared: Prepared, k: int, speeds: tuple[float, float] | None, images: int | None) -> StageForecast:
     stage = prepared.config.stages[k]
-    seconds = sheet = None
+    seconds, sheet = (0.0 if images == 0 else None), None
     if speeds is not None and images is not None:
         training, looking = speeds
         seconds = images / training + looked_at(prepared, k, images) / looking
@@ -139,15 +146,28 @@ def _steps(prepared: Prepared, k: int) -> int:
     return make_settings(prepared.config).steps[k]
 
 
-def _images(prepared: Prepared, speeds: dict[int, float]) -> dict[int, int]:
-    """Images of each stage's budget, as far as it can be told: as asked, the recipe's own, or by time and speed. One
-    that training would refuse is refused here too."""
-    request, todo = prepared.request, prepared.todo
+def _recorded(prepared: Prepared) -> dict[int, int]:
+    """Of a run that is there: images that are left of each stage that has a budget."""
+    path = prepared.folder / "events.jsonl"
+    if not path.exists():
+        return {}
+    events, left = Events(path), dict[int, int]()
+    for k in prepared.todo:
+        seen = newest_images(prepared.folder / prepared.stage_name(k))
+        images = images_left(prepared.request, prepared.config.stages[k], k, events, seen)
+        left |= {} if images is None else {k: images}
+    return left
+
+
+def _images(prepared: Prepared, todo: list[int], speeds: dict[int, float]) -> dict[int, int]:
+    """Images of the budget of each stage of ``todo``, as far as it can be told: as asked, the recipe's own, or by time
+    and speed. One that training would refuse is refused here too."""
+    request = prepared.request
     stages: list[StageConfig] = [prepared.config.stages[k] for k in todo]
     own = [own_images(request, stage) for stage in stages]
     if all(own):
         return dict(zip(todo, map(round_budget, own, stages), strict=True))
-    if len(speeds) < len(todo):
+    if any(k not in speeds for k in todo):
         return {}
     seconds = 60 * (request.minutes or DEFAULT_MINUTES) - (time.monotonic() - prepared.began)
     shares = share_minutes(stages, [speeds[k] for k in todo], seconds)

@@ -103,11 +103,13 @@ def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: B
         present=trials.present,
     )  # fmt: skip
     rungs = {point.candidate.evaluations for point in points}
-    if left_out and len(rungs) < LEAST_RUNGS:
+    present_is_known = trials.present in [point.candidate for point in points]
+    if (left_out and len(rungs) < LEAST_RUNGS) or not present_is_known:
         few = counted(len(points), "candidate")
+        why = "too few to choose by" if present_is_known else f"not how the run samples now ({trials.present.words})"
         raise UserError(
             f"--minutes {request.minutes:g} does not suffice: of stage {stage.name} {few} "
-            f"could be measured with {request.images:,} images, too few to choose by; expected more: raise --minutes, "
+            f"could be measured with {request.images:,} images, {why}; expected more: raise --minutes, "
             "or lower -n. What was measured is kept, and the run's defaults stay as they are."
         )
     picked = {name: pick(points, slack) for name, slack in SLACK.items()}

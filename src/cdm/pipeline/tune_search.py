@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cdm.artifacts import told_by_path
 from cdm.evaluate.intervals import Z95
+from cdm.samplers import taken
 
 SAMPLERS = ("dpmpp", "dpmpp_sde", "ddpm", "heun", "heun_churn")
 GRIDS = ("logsnr", "edm", "cosine", "profile")
@@ -35,7 +36,7 @@ RACE_TIME = 0.2
 
 @dataclass(frozen=True)
 class Candidate:
-    """``evaluations``: network evaluations per image at most (Heun's method takes an odd number)."""
+    """``evaluations``: network evaluations per image at most."""
 
     sampler: str
     grid: str
@@ -44,6 +45,11 @@ class Candidate:
     @property
     def words(self) -> str:
         return f"{self.sampler}, {self.grid} grid, {self.evaluations} evaluations"
+
+
+def within(sampler: str, grid: str, limit: int) -> Candidate:
+    """With as many evaluations as the sampler takes of ``limit``: Heun's method an odd number."""
+    return Candidate(sampler, grid, taken(sampler, limit))
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def search(
     """Returns what was measured with all ``images``, and what the time did not suffice for, in the races too.
 
     most: evaluations that the stage can take (a table has no more levels). present: how the stage is sampled now; it is
-    measured first, so nothing that is worse can take its place.
+    measured first, if the time suffices.
     """
     pace, left_out = _Pace(trial.probe), []
 
@@ -160,8 +166,8 @@ def search(
     going_on: list[tuple[str, str]] = []
     met: set[tuple[str, str]] = set()
     for evaluations in (min(count, most) for count in RACES[not is_base]):
-        entries = [Candidate(sampler, grid, evaluations) for grid in grids for sampler in SAMPLERS]
-        end = budget.left() - RACE_TIME * budget.seconds
+        entries = [within(sampler, grid, evaluations) for grid in grids for sampler in SAMPLERS]
+        end = max(0.0, budget.left() - RACE_TIME * budget.seconds)
         raced = [found for entry in entries if (found := measured(entry, few, budget.left() - end)) is not None]
         met |= {(each.candidate.sampler, each.candidate.grid) for each in raced}
         best = sorted(raced, key=lambda each: each.value)[:KEPT]
@@ -171,9 +177,10 @@ def search(
     left_out[:] = unmet.values()  # a pair that missed one race has run in the other
     for evaluations in sorted({min(count, most) for count in LADDERS[not is_base]}):
         for sampler, grid in going_on:
-            candidate = Candidate(sampler, grid, evaluations)
-            found = None if candidate == present else measured(candidate, images, budget.left())
-            if found is not None:
+            candidate = within(sampler, grid, evaluations)
+            if candidate in [each.candidate for each in climbed]:
+                continue
+            if (found := measured(candidate, images, budget.left())) is not None:
                 climbed.append(found)
     return climbed, left_out
 

@@ -28,7 +28,7 @@ from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.generate import to_bytes
 from cdm.pipeline.image_source import ClassIndex, Images, key_of
 from cdm.pipeline.reference import RealImages, ReferenceCache
-from cdm.pipeline.tune_search import Candidate, Measured
+from cdm.pipeline.tune_search import Candidate, Measured, within
 from cdm.rng import Rng
 from cdm.runtime import precision_name
 from cdm.samplers import num_steps
@@ -97,10 +97,8 @@ class StageTrials:
     def present(self) -> Candidate:
         """How the stage is sampled now."""
         grid = of_stage(self.settings.grid, self.stage)
-        return Candidate(
-            of_stage(self.settings.sampler, self.stage), "profile" if grid == "tuned" else grid,
-            self.settings.steps[self.stage],
-        )  # fmt: skip
+        sampler = of_stage(self.settings.sampler, self.stage)
+        return within(sampler, "profile" if grid == "tuned" else grid, self.settings.steps[self.stage])
 
     def settings_for(self, candidate: Candidate) -> SamplingConfig:
         """The settings with this stage's entries put in."""
@@ -119,7 +117,8 @@ class StageTrials:
         )  # fmt: skip
 
     def measure(self, candidate: Candidate, images: int) -> Measured:
-        began, settings, rows = time.monotonic(), self.settings_for(candidate), []
+        settings, rows = self.settings_for(candidate), []
+        began = time.monotonic()  # a grid of the stage's own is made once, and would count as this candidate's pace
         for made in self.blocks(settings, images, candidate.words):
             rows.append(self.extractor(self._enlarged(made)).by_name()["main"].numpy())
         estimate = frechet_estimate(self.reference, np.concatenate(rows), self.labels)

@@ -21,7 +21,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddpm_large": partial(ddpm, variance="large"),
     "heun": heun,
-    "heun_churn": partial(heun, churn=0.5),
+    "heun_churn": partial(heun, churn=0.5, noise_scale=1.0),
 }
 
 _TWICE = ("heun", "heun_churn")  # evaluate the network twice in each step but one to +inf
@@ -32,6 +32,11 @@ def num_steps(sampler: str, evaluations: int) -> int:
     return (evaluations + 1) // 2 if sampler in _TWICE else evaluations
 
 
+def taken(sampler: str, evaluations: int) -> int:
+    """How many of ``evaluations`` these steps take, the last one going to +inf: Heun's method an odd number."""
+    return 2 * num_steps(sampler, evaluations) - 1 if sampler in _TWICE else evaluations
+
+
 def num_evaluations(sampler: str, grid: Float64[Tensor, " n"]) -> int:
     """Evaluations of the network that a run over ``grid`` takes."""
     steps = len(grid) - 1
@@ -40,5 +45,5 @@ def num_evaluations(sampler: str, grid: Float64[Tensor, " n"]) -> int:
 
 __all__ = [
     "SAMPLERS", "SPACINGS", "SampleStep", "Sampler", "ddim", "ddpm", "dpmpp", "dpmpp_sde", "drain", "heun",
-    "make_grid", "num_evaluations", "num_steps",
+    "make_grid", "num_evaluations", "num_steps", "taken",
 ]  # fmt: skip

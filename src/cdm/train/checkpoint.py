@@ -25,6 +25,11 @@ def _images_seen(path: Path) -> int:
     return int(path.stem.removeprefix("ckpt-"))
 
 
+def newest_images(folder: str | Path) -> int:
+    """``images_seen`` of the newest checkpoint by its name, unread; 0 without one."""
+    return max(map(_images_seen, _checkpoints(folder)), default=0)
+
+
 def save_checkpoint(folder: str | Path, images_seen: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     """Writes the training state of a stage (weights, optimiser, EMA) at ``images_seen``; whole or not at all.
 
