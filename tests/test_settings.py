@@ -75,6 +75,7 @@ def test_tuned_levels_are_used_as_long_as_no_other_steps_are_asked_for(cascade: 
     assert tuned.settings(steps=[3, 2, 1], sampler="dpmpp").levels == levels  # the same as without
     said = lost_grids(tuned.config, other)
     assert said == ["stage 0 of 8 pixels is sampled on the grid logsnr: its own was made for 3 evaluations of dpmpp"]
+    assert not lost_grids(tuned.config, other, first=1)
     assert len(lost_grids(tuned.config, tuned.settings(sampler="ddim"))) == 3 and not lost_grids(tuned.config, settings)
     with pytest.raises(UserError, match="stage 0 has no tuned one for its sampler and steps"):
         tuned.settings(steps=[4], grid="tuned")

@@ -89,14 +89,14 @@ def _keeps_grid(own: SamplingConfig, samplers: str, counts: Sequence[int], k: in
     return k < len(own.steps) and (of_stage(own.sampler, k), own.steps[k]) == (of_stage(samplers, k), counts[k])
 
 
-def lost_grids(config: CascadeConfig, chosen: SamplingConfig, quality: str | None = None) -> list[str]:
-    """A sentence for each stage whose own grid does not fit the sampler and steps that were chosen."""
+def lost_grids(config: CascadeConfig, chosen: SamplingConfig, quality: str | None = None, first: int = 0) -> list[str]:
+    """A sentence for each stage from ``first`` on whose own grid does not fit the sampler and steps chosen."""
     own = config.sampling if quality is None else _of_quality(quality, config)
     return [
         f"stage {k} of {stage.size} pixels is sampled on the grid {of_stage(chosen.grid, k)}: its own was made for "
         f"{own.steps[k]} evaluations of {of_stage(own.sampler, k)}"
         for k, stage in enumerate(config.stages)
-        if of_stage(own.grid, k) == "tuned" != of_stage(chosen.grid, k)
+        if k >= first and of_stage(own.grid, k) == "tuned" != of_stage(chosen.grid, k)
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tests.e2e.command import refused, run_here, succeeded
 from cdm.cascade import Cascade, load_config
 from cdm.pipeline import tune_search
 from cdm.pipeline.tune_search import Candidate, Measured
+from cdm.pipeline.tune_store import store_sampling
 
 
 @pytest.fixture
@@ -133,6 +135,20 @@ def test_a_grid_of_its_own_does_not_count_as_a_candidates_pace(monkeypatch) -> N
     monkeypatch.setattr(tune_trials, "frechet_estimate", lambda *_: distance)
     measured = tune_trials.StageTrials.measure(stub, Candidate("dpmpp", "profile", 4), 256)  # type: ignore[arg-type]
     assert measured.seconds < 0.3
+
+
+def test_a_grid_that_other_steps_lose_is_told(run: Path, real: Path, tmp_path: Path) -> None:
+    levels = ((-5.0, 0.0, 5.0), (-6.0, 0.0, 6.0))
+    store_sampling(run, replace(Cascade.load(run).settings(), steps=(3, 3), grid="tuned", levels=levels), ())
+    told = "stage {} of {} pixels is sampled on the grid logsnr: its own was made for 3 evaluations of dpmpp"
+    base, top = told.format(0, 8), told.format(1, 16)
+    succeeded(run_here("sample", run, "-n", 1, "--steps", "2,2", "--out", tmp_path / "images"), base, top)
+    image = next((tmp_path / "images").rglob("*.png"))
+    ran = run_here("upscale", run, image, "--class", "cat", "--steps", 2, "--out", tmp_path / "up")
+    succeeded(ran, top)
+    assert base not in ran.out
+    data = ("--data", real / "val", "-n", 36, "--metrics", "kid", "--device", "cpu", "--out", tmp_path / "report")
+    succeeded(run_here("evaluate", run, *data, "--steps", "2,2"), base, top)
 
 
 def test_no_run_and_no_quality(run: Path, real: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cdm.pipeline.asks import find_class
 from cdm.pipeline.request import parse_numbers
 from cdm.pipeline.sample_run import upscale_to_files
 from cdm.runtime import set_threads
+from cdm.settings import lost_grids
 from cdm.train.log import counted
 
 
@@ -35,6 +36,8 @@ def run_upscale(options: Upscale) -> None:
         aug_level=levels[0] if levels is not None and len(levels) == 1 else levels,
         hand_over="non_truncated",
     )
+    for note in lost_grids(cascade.config, settings, first=1):
+        say(note)
     label = None if options.class_name is None else find_class(options.class_name, cascade.class_names)
     out = Path(options.run) / "upscaled" if options.out is None else user_path(options.out)
     with sampling_progress(cascade, len(options.images), settings, count - 1, first=1) as progress:

@@ -27,6 +27,7 @@ from cdm.pipeline.image_source import (
 )
 from cdm.pipeline.npz_source import GivenStats, NpzImages, read_npz_array, read_npz_stats
 from cdm.pipeline.reference import ROLES, RealImages, check_classes, load_array, make_real, own_size, shared_images
+from cdm.settings import lost_grids
 from cdm.train.log import counted
 
 Say = Callable[[str], None]
@@ -226,6 +227,7 @@ def _run_images(
 ) -> RunImages:
     """The run as a source; classes come as often as they do in the real images."""
     settings = _settings(request, config)
+    notes += lost_grids(config, settings) if request.grid is None else []
     cascade = Cascade.load(
         request.subject,
         weights=request.run_weights,
