@@ -12,7 +12,6 @@ from cdm.heap import keep_memory
 CHILD = """
 import resource, sys
 import torch
-from cdm.cli.main import main
 from cdm.heap import keep_memory
 torch.set_num_threads(1)
 kept = keep_memory() if sys.argv[1] == "keep" else None

@@ -145,7 +145,7 @@ def test_the_second_order_step_looks_half_a_step_ahead():
 
 
 def test_a_churned_heun_step_is_that_of_the_paper():
-    """Karras et al. 2022, algorithm 2, written out for x_t / alpha over its sigma, and algorithm 1 without churn."""
+    """Karras et al. 2022, algorithm 2, written out for x_t / alpha over its sigma, S_noise 1, and algorithm 1."""
     z, values = normals(9), [-1.0, 0.5]
 
     def estimate(y, sigma):
@@ -154,11 +154,11 @@ def test_a_churned_heun_step_is_that_of_the_paper():
 
     for churn in (0.0, 0.3):
         x, grid = normals(0), torch.tensor([-4.0, *values], dtype=torch.float64)
-        got = list(heun(MIXTURE, x, grid, Cond(), noise=lambda i: z, churn=churn, noise_scale=1.01))
+        got = list(heun(MIXTURE, x, grid, Cond(), noise=lambda i: z, churn=churn))
         alpha, sigma, level = (1 + math.exp(-values[0])) ** -0.5, math.exp(-values[0] / 2), values[0]
         y = got[0].x_t / alpha
         raised = sigma * math.exp(churn * (values[1] - level) / 2)
-        y = y + math.sqrt(raised**2 - sigma**2) * 1.01 * z
+        y = y + math.sqrt(raised**2 - sigma**2) * z
         following = math.exp(-values[1] / 2)
         slope = (y - estimate(y, raised)) / raised
         euler = y + (following - raised) * slope

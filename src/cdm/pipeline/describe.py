@@ -37,7 +37,7 @@ def describe(prepared: Prepared) -> None:
         lines.insert(0, f"about {duration(told.seconds)} in all, with reading the data and the last samples")
     if prepared.device.type == "cpu":
         lines.insert(
-            0, "memory is that of all tensors; the process takes 1.2 to 1.9 times as much, and 0.4 GiB for itself"
+            0, "memory is that of all tensors; the process takes up to 1.9 times as much, and 0.4 GiB for itself"
         )
     if (sentence := warning(prepared, told)) is not None:
         lines.insert(0, sentence)

@@ -21,7 +21,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddpm_large": partial(ddpm, variance="large"),
     "heun": heun,
-    "heun_churn": partial(heun, churn=0.5, noise_scale=1.0),
+    "heun_churn": partial(heun, churn=0.5),
 }
 
 _TWICE = ("heun", "heun_churn")  # evaluate the network twice in each step but one to +inf

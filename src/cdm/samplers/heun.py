@@ -28,7 +28,6 @@ def heun(
     clip: Clip | None = None,
     noise: StepNoise | None = None,
     churn: float = 0.0,
-    noise_scale: float = 1.0,
 ) -> Iterator[SampleStep]:
     """Euler's step for x_t / alpha_t over sigma, then the mean of the slopes at both ends. See ``base.Sampler``.
 
@@ -36,9 +35,8 @@ def heun(
 
     churn: by what share of the step's own length in log-SNR fresh noise takes x_t back before it (the paper's gamma,
         S_churn over the number of steps, but for uneven grids too); sigma grows by sqrt(2) at most, and never
-        beyond the grid's start; none before the step to +inf.
-    noise_scale: S_noise. The paper takes 1.003, against lost detail; above 1 the result stays too wide, however many
-        the steps.
+        beyond the grid's start; none before the step to +inf. The paper's S_noise is 1: above, the result stays too
+        wide, however many the steps.
 
     Raises:
         UserError: churn without ``noise``.
@@ -50,7 +48,7 @@ def heun(
         start = _raised(logsnr_t, churn * (logsnr_s - logsnr_t), values[0], denoiser.table)
         if start < logsnr_t:
             assert noise is not None
-            x = _churned(x, noise(i), logsnr_t, start, noise_scale)
+            x = _churned(x, noise(i), logsnr_t, start)
         x0_hat, _ = evaluate(denoiser, x, start, cond, clip)
         from_x_t, from_x0 = ode_step(start, logsnr_s)
         ahead = torch.mul(x, from_x_t).add_(x0_hat, alpha=from_x0)
@@ -73,8 +71,8 @@ def _raised(logsnr: float, by: float, noisiest: float, table: Float64[Tensor, " 
     return raised if table is None else float(table[(table - raised).abs().argmin()])
 
 
-def _churned(x: Image, noise: Image, logsnr: float, raised: float, noise_scale: float) -> Image:
-    """alpha_raised (x / alpha + sqrt(sigma_raised^2 - sigma^2) S_noise z), sigma here that of x / alpha."""
+def _churned(x: Image, noise: Image, logsnr: float, raised: float) -> Image:
+    """alpha_raised (x / alpha + sqrt(sigma_raised^2 - sigma^2) z), sigma here that of x / alpha."""
     alpha, alpha_raised = (math.sqrt(1 / (1 + math.exp(-value))) for value in (logsnr, raised))
-    added = math.sqrt(math.exp(-raised) - math.exp(-logsnr)) * noise_scale
+    added = math.sqrt(math.exp(-raised) - math.exp(-logsnr))
     return torch.mul(x, alpha_raised / alpha).add_(noise, alpha=alpha_raised * added)
