@@ -12,13 +12,15 @@ are the nearest of the longer one's.
 Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
 ``-n``. Several processes share the work by ``--part 0/2`` and ``1/2``; a call without it measures. Then the wall-clock
 of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
-(cdm.evaluate.frechet_ratio).
+(cdm.evaluate.frechet_ratio). An earlier result of another seed (``--also``) counts as well: its fast settings are
+used again, and the ratios of both are put together.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +64,7 @@ SCRIPT = "few_evaluations.py"
 BLOCK = 128
 FAST, REFERENCE, LONG = (16, 8), 256, 1000
 TIMED = 64
+ARMS = ("fast", "reference")
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,13 @@ class Arm:
     against: str = ""
 
 
-def arms(judge: Judge, fast: list[Candidate], seed: int, reference: int, long: int) -> list[Arm]:
+def arms(judge: Judge, fast: SamplingConfig, reference: int, long: int) -> list[Arm]:
     """The fast one first: it is soon there."""
     cascade = judge.cascade
     top = len(cascade.stages) - 1
     ancestral = cascade.settings(sampler="ddpm", grid="logsnr", steps=(reference,) * (top + 1))
     return [
-        Arm("fast", on_the_way(fast_settings(judge, fast, seed), judge, reference), top, reference, "reference"),
+        Arm("fast", fast, top, reference, "reference"),
         Arm("reference", ancestral, top),
         Arm("base, long", replace(ancestral, steps=(long,) * (top + 1)), 0),
         Arm("base, on its path", on_the_way(ancestral, judge, long), 0, long, "base, long"),
@@ -117,15 +120,14 @@ def candidates(cascade: Cascade, asked: str | None, fronts: Path) -> list[Candid
     return found
 
 
-def recorded(planned: list[Arm], fast: list[Candidate], folder: Path, cascade: Cascade, seed: int) -> list[Arm]:
+def recorded(judge: Judge, fast: list[Candidate], folder: Path, seed: int, reference: int) -> SamplingConfig:
     """As the first call had them: a grid of the stage's own is measured, and rounding differs between machines."""
-    key = key_of(cascade.hash, to_dict(cascade.settings()), planned[0].path_of, seed, [each.words for each in fast])
+    key = key_of(judge.cascade.hash, to_dict(judge.cascade.settings()), reference, seed, [each.words for each in fast])
     path = make_folder(folder) / f"fast-{key[:12]}.json"
-    if path.exists():
-        planned[0] = replace(planned[0], settings=from_dict(SamplingConfig, load_json(path)["settings"], str(path)))
-    else:
-        save_json(path, {"settings": to_dict(planned[0].settings)})
-    return planned
+    if not path.exists():
+        found = on_the_way(fast_settings(judge, fast, seed), judge, reference)
+        save_json(path, {"settings": to_dict(found)})
+    return from_dict(SamplingConfig, load_json(path)["settings"], str(path))
 
 
 def fast_settings(judge: Judge, fast: list[Candidate], seed: int) -> SamplingConfig:
@@ -269,6 +271,34 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
     return found
 
 
+def earlier(path: Path, judge: Judge, seed: int, reference: int) -> tuple[SamplingConfig, dict[str, Any]]:
+    """The fast settings of a result of this script, and its ratios on the base and on the whole cascade."""
+    found = load_json(path)
+    try:
+        fast, ancestral = (from_dict(SamplingConfig, found["settings"][name], str(path)) for name in ARMS)
+        ratios = {name: found["figures"][name]["fast"]["ratio to reference"] for name in ("base", "cascade")}
+        weights, its_seed = found["weights"], found["seed"]
+    except KeyError as error:
+        raise UserError(f"--also is {path}, which lacks {error}; expected a result of {SCRIPT}.") from None
+    if weights != judge.cascade.hash or set(ancestral.steps) != {reference}:
+        raise UserError(
+            f"--also is {path}, of the weights {weights} and {ancestral.steps[0]} steps of the reference; expected "
+            f"those of this run, {judge.cascade.hash} and {reference}."
+        )
+    if its_seed == seed:
+        raise UserError(f"--also is {path}, of the seed {seed}: the same images; expected another --seed.")
+    return fast, ratios
+
+
+def together(ratios: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of the ratios' logarithms, weighted by their certainty (a fixed effect; Hedges & Olkin 1985, ch. 6)."""
+    logs = [(math.log(each["value"]), (math.log(each["high"]) - math.log(each["low"])) / 2) for each in ratios]
+    weights = [1 / reach**2 for _, reach in logs]
+    mean = sum(weight * log for weight, (log, _) in zip(weights, logs, strict=True)) / sum(weights)
+    reach = sum(weights) ** -0.5
+    return {"value": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach)}
+
+
 def wall_clock(judge: Judge, settings: SamplingConfig, long: int, images: int) -> dict[str, Any]:
     """Seconds of so many images, fast and by the paper's number of steps; the second once, for it takes minutes."""
     cascade = judge.cascade
@@ -304,6 +334,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8"
     )
+    parser.add_argument(
+        "--also", type=Path, metavar="FILE", help="an earlier result of another --seed, counted as well"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/few-evaluations"), help="features are kept here")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
@@ -315,6 +348,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.n < BLOCK or not BLOCK <= (options.long_images or options.n) <= options.n:
         parser.error(f"-n and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n")
+    if options.also is not None and options.fast is not None:
+        parser.error("--fast names what --also has; expected one of them")
     return options
 
 
@@ -339,10 +374,14 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
     )  # fmt: skip
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
-        fast = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
         how = made(SCRIPT, argv, judge.cascade.device)
-        planned = arms(judge, fast, options.seed, options.reference, options.long)
-        planned = recorded(planned, fast, options.work, judge.cascade, options.seed)
+        ratios: dict[str, Any] = {}
+        if options.also is not None:
+            fast, ratios = earlier(options.also, judge, options.seed, options.reference)
+        else:
+            each = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
+            fast = recorded(judge, each, options.work, options.seed, options.reference)
+        planned = arms(judge, fast, options.reference, options.long)
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = each_arm[:2], each_arm[2:]
@@ -358,6 +397,9 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
             "figures": figures(judge, short, count),
             "of_the_base_alone": {"images": longer, **figures(judge, long, longer)["base"]},
         }  # fmt: skip
+        for place, ratio in ratios.items():
+            both = [ratio, result["figures"][place]["fast"]["ratio to reference"]]
+            result["figures"][place]["fast"]["ratio, with the earlier result"] = together(both)
         if not options.no_timing:
             result["wall_clock"] = wall_clock(judge, planned[0].settings, options.long, TIMED)
     told_at_once = ("figures", "of_the_base_alone", "wall_clock")
