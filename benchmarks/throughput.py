@@ -11,7 +11,8 @@ process: every round times each contender once, and the ratios are of one round'
 Memory is kept for all of them as the command ``cdm`` keeps it (cdm.heap).
 
 Training: forward, backward, clipping of gradients, AdamW, one average of the weights. Ours is the whole update of
-``cdm train`` (it draws levels and noise too); a peer gets them ready-made. Sampling: one forward pass, no gradients.
+``cdm train`` (it draws levels and noise too); a peer gets them ready-made. Sampling: one forward pass, no gradients;
+of guided-diffusion and diffusers under autocast and with weights cast once, as ours are.
 GFLOP/s: images per second times the GFLOPs of the net's forward pass on an image, three times that in training.
 """
 
@@ -85,14 +86,15 @@ def check_same(case: Case, peer: nn.Module, copy_into: Callable[[nn.Module, Any]
 
 
 def attempt(label: str, make: Callable[[], T], left_out: set[str]) -> list[T]:
-    """A net, or a contender after one update and one pass; nothing where it fails, which is said once for all cases."""
+    """A net, or a contender that was called once; nothing where that fails, which is said once for all cases."""
     if label in left_out:
         return []
     try:
         made = make()
         if isinstance(made, Contender):
-            made.train()
-            made.forward()
+            for call in (made.train, made.forward):
+                if call is not None:
+                    call()
     except Exception as error:  # a foreign net or a compiler may raise anything
         left_out.add(label)
         say(f"{label} is left out from here on: it fails ({short(error)}).")
@@ -101,7 +103,8 @@ def attempt(label: str, make: Callable[[], T], left_out: set[str]) -> list[T]:
 
 
 def compared(rates: dict[str, list[float]], mine: str, names: Sequence[str]) -> dict[str, Any]:
-    """Images per second of ours and these peers, and ours over theirs, round by round."""
+    """Images per second of ours and those of these peers that were timed, and ours over theirs, round by round."""
+    names = [name for name in names if name in rates]
     quotients = {name: [a / b for a, b in zip(rates[mine], rates[name], strict=True)] for name in names}
     return {
         "images_per_s": {name: spread(rates[name]) for name in (mine, *names)},
@@ -166,8 +169,9 @@ def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int
     names = [c.name for c in contenders[1:]]
     sizes: dict[str, dict[str, int]] = {}
     flops = {contenders[0].name: own["flops"]}
+    trained = [mode for mode in training.modes(peers.compiled) if mode not in training.FORWARD_ONLY]
     for peer in peers.others:
-        for mode in ("documented", "best", *(["compiled"] if peers.compiled else [])):
+        for mode in trained:  # with weights cast once they fail: what they make of t is float32
             make = partial(own_architecture, peer, case, own["parameters"], device, mode, sizes)
             made = attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
             contenders += made

@@ -34,11 +34,11 @@ CASES = (
 
 @dataclass(frozen=True)
 class Contender:
-    """train: one update (forward, backward, AdamW, average of the weights). forward: one pass without gradients.
-    net: the module, for its parameters and FLOPs. batch: images in each call."""
+    """train: one update (forward, backward, AdamW, average of the weights); None: in settings for sampling only.
+    forward: one pass without gradients. net: the module, for its parameters and FLOPs. batch: images in each call."""
 
     name: str
-    train: Callable[[], object]
+    train: Callable[[], object] | None
     forward: Callable[[], object]
     net: nn.Module
     batch: int

@@ -84,14 +84,25 @@ def copy_into(ours: nn.Module, peer: Any) -> None:
     copy_pairs(pairs)
 
 
+def in_bf16(net: Any) -> nn.Module:
+    """What its fp16 is: weights of the convolutions in all blocks; norms, embedding and last layer stay in float32."""
+    for module in (*net.input_blocks.modules(), *net.middle_block.modules(), *net.output_blocks.modules()):
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            module.bfloat16()
+    net.dtype = torch.bfloat16
+    return net
+
+
 def contender(folder: Path, case: Case, device: torch.device, mode: str) -> Contender:
-    """``mode``: "documented" (float32, its own fp16 on a GPU) "best" (bf16 autocast, channels-last, fused AdamW) or
-    "compiled" (the same, compiled)."""
+    """``mode``: "documented" (float32, its own fp16 on a GPU), "best" (bf16 autocast, channels-last, fused AdamW),
+    "compiled" (the same, compiled), or one of ``training.FORWARD_ONLY``."""
     documented = mode == "documented"
     fp16 = documented and device.type == "cuda"
     net = build(folder, case, fp16=fp16)
     util, nn_util = (load(folder, module) for module in ("fp16_util", "nn"))
     wake(net)
+    if mode in training.FORWARD_ONLY:
+        return training.cast_once("guided-diffusion", in_bf16(net), case, device, mode, lambda run, x, t: run(x, t))
     net.to(device)
     if not documented:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cdm.errors import UserError
-from peers import diffusers_unet, guided_diffusion, own_nets
+from peers import diffusers_unet, guided_diffusion, own_nets, training
 from peers.cases import Case, Contender
 
 BROUGHT = ("guided-diffusion",)
@@ -98,7 +98,7 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
         return works(name, load)
 
     same: list[SamePeer] = []
-    modes = ("documented", "best", *(("compiled",) if compiled else ()))
+    modes = training.modes(compiled)
     folder = brought.get("guided-diffusion")
     if folder is None:
         say("guided-diffusion is skipped: no --peer guided-diffusion=PATH names a checkout of it.")

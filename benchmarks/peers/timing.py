@@ -33,15 +33,16 @@ def timed(call: Callable[[], object], count: int, device: torch.device) -> float
 def alternate(
     contenders: list[Contender], what: str, rounds: int, seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Images per second of each round; ``seconds`` of each contender in each."""
-    calls = {c.name: getattr(c, what) for c in contenders}
+    """Images per second of each round, of those that can; ``seconds`` of each contender in each."""
+    able = [c for c in contenders if getattr(c, what) is not None]
+    calls = {c.name: getattr(c, what) for c in able}
     counts = {}
     for name, call in calls.items():
         timed(call, 5, device)  # compiles, records, fills caches
         counts[name] = max(1, round(seconds / (timed(call, 2, device) / 2)))
-    rates: dict[str, list[float]] = {c.name: [] for c in contenders}
+    rates: dict[str, list[float]] = {c.name: [] for c in able}
     for _ in range(rounds):
-        for c in contenders:
+        for c in able:
             rates[c.name].append(counts[c.name] * c.batch / timed(calls[c.name], counts[c.name], device))
     return rates
 

@@ -11,14 +11,29 @@ from torch import Tensor, nn
 from peers.cases import Case, Contender, inputs
 
 EMA_RATE = 0.9999
-MODES = {"documented": "float32, as documented", "best": "bf16 channels-last", "compiled": "bf16, compiled"}
+MODES = {
+    "documented": "float32, as documented",
+    "best": "bf16 channels-last",
+    "compiled": "bf16, compiled",
+    "cast": "bf16 weights, channels-last",
+    "cast, compiled": "bf16 weights, compiled",
+}
+FORWARD_ONLY = ("cast", "cast, compiled")
+
+
+def modes(compiled: bool) -> tuple[str, ...]:
+    return tuple(mode for mode in MODES if compiled or "compiled" not in mode)
 
 
 def contender(
     peer: str, net: nn.Module, case: Case, device: torch.device, mode: str, image: Callable[[Any], Tensor]
 ) -> Contender:
-    """``mode``: "documented" (float32), "best" (bf16 autocast, channels-last, fused AdamW) or "compiled" (the same,
-    compiled). ``image``: the tensor in what the net returns."""
+    """``mode``: "documented" (float32), "best" (bf16 autocast, channels-last, fused AdamW), "compiled" (the same,
+    compiled), or one of ``FORWARD_ONLY``. ``image``: the tensor in what the net returns."""
+    if mode in FORWARD_ONLY:
+        return cast_once(
+            peer, net.to(torch.bfloat16), case, device, mode, lambda run, x, t: image(run(x.bfloat16(), t))
+        )
     documented = mode == "documented"
     net.to(device)
     if not documented:
@@ -45,3 +60,20 @@ def contender(
             return image(run(x, told))
 
     return Contender(f"{peer}, {MODES[mode]}", train, forward, net, case.batch)
+
+
+def cast_once(
+    peer: str, net: nn.Module, case: Case, device: torch.device, mode: str, one_pass: Callable[..., Tensor]
+) -> Contender:
+    """Forward only, as ours samples: ``net`` has weights in bf16 already, where autocast casts them in every pass. On a
+    GPU its compiled form records the pass as a CUDA graph. ``one_pass``: of the net, x_t and what it is told."""
+    net.to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+    x, told, _ = inputs(case, device)
+    recorded = "reduce-overhead" if device.type == "cuda" else None
+    run: Any = torch.compile(net, mode=recorded) if mode == "cast, compiled" else net
+
+    @torch.no_grad()
+    def forward() -> object:
+        return one_pass(run, x, told)
+
+    return Contender(f"{peer}, {MODES[mode]}", None, forward, net, case.batch)

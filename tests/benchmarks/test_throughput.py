@@ -69,11 +69,21 @@ def test_it_times_all_in_turns(
     monkeypatch.setattr(bounds, "SECONDS", 0.001)
     case = measure(tmp_path)
     assert case["same"].keys() == {"diffusers"}
-    for what in ("train", "forward"):
+    for what, count in (("train", 2), ("forward", 3)):  # weights cast once: forward only
         rates = case[what]["images_per_s"]
-        assert len(rates) == 3 and all(0 < each["min"] <= each["median"] <= each["max"] for each in rates.values())
-        assert len(case[what]["ratio"]) == 2 and case[what]["share_of_convolutions_alone"] > 0
+        assert all(0 < each["min"] <= each["median"] <= each["max"] for each in rates.values())
+        assert len(rates) == count + 1 and len(case[what]["ratio"]) == count
+        assert case[what]["share_of_convolutions_alone"] > 0
     assert "guided-diffusion is skipped: no --peer" in capsys.readouterr().out
+
+
+def test_weights_cast_once_are_the_same_net() -> None:
+    contenders = [diffusers_unet.contender(TINY, torch.device("cpu"), mode) for mode in ("documented", "best", "cast")]
+    exact, autocast, cast = (each.forward().float() for each in contenders)  # type: ignore[attr-defined]
+    assert {p.dtype for p in contenders[-1].net.parameters()} == {torch.bfloat16} and contenders[-1].train is None
+    scale = exact.square().mean().sqrt()
+    for rounded in (autocast, cast):
+        assert 1e-5 < float((rounded - exact).square().mean().sqrt() / scale) < 0.03
 
 
 def test_ratios_are_of_one_round_and_shares_of_arithmetic() -> None:
