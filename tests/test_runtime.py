@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cdm.runtime import (
     PRECISIONS,
     choose_device,
     choose_dtype,
+    cpu_quota,
     free_memory,
     has_fast_bf16,
     precision_name,
@@ -76,6 +78,36 @@ def test_threads():
         with pytest.raises(UserError, match=r"got 100000000 threads; expected at most \d+ on this machine"):
             set_threads(100_000_000)
         assert set_threads(4 * (os.cpu_count() or 1)) >= 4
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("texts", "cores"),
+    [
+        (["150000 100000"], 1.5),
+        (["max 100000"], None),
+        (["400000\n", "100000\n"], 4),
+        (["-1\n", "100000\n"], None),
+        ([], None),
+    ],
+)
+def test_threads_are_no_more_than_a_container_may_use(texts, cores, tmp_path, monkeypatch):
+    """Of 8 that torch would take, rounded up."""
+    files = tuple(str(tmp_path / str(k)) for k in range(len(texts)))
+    for file, text in zip(files, texts, strict=True):
+        Path(file).write_text(text)
+    monkeypatch.setattr(cdm.runtime, "CPU_QUOTAS", (("/no/such",), files))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        assert cpu_quota() == cores
+        assert set_threads(None) == {1.5: 2, 4: 4, None: 8}[cores]
+        torch.set_num_threads(8)
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+        assert set_threads(None) == 8
+        assert set_threads(3) == 3
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,11 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """Where Linux tells a container's limit, what is used, and how much of it are files it would forget (version 2, 1)."""
+CPU_QUOTAS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+"""Where it tells microseconds of CPU time that a container may use in each period, and the period."""
 MOST_THREADS = 4
 """Per core. More only slow each other down, and far more crash the process."""
 
@@ -122,8 +128,22 @@ def _named_number(path: Path, name: str) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), None)
 
 
+def cpu_quota() -> float | None:
+    """Cores that a container around us may keep busy; None: no limit. torch counts the machine's instead."""
+    for files in CPU_QUOTAS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = map(int, " ".join(Path(file).read_text() for file in files).split())
+            if quota > 0 and period > 0:
+                return quota / period
+    return None
+
+
 def set_threads(asked: int | None) -> int:
-    """Set torch's CPU threads; None leaves torch's own choice. Returns the number in force."""
+    """Set torch's CPU threads; None leaves torch's own choice, but for a container's limit (``OMP_NUM_THREADS`` is
+    above both). Returns the number in force."""
+    quota = cpu_quota()
+    if asked is None and quota is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
     if asked is not None:
         if asked < 1:
             raise UserError(f"got {asked} threads; expected at least 1.")

@@ -28,6 +28,7 @@ from cdm.train.checkpoint import (
     save_snapshots,
     save_weights,
 )
+from cdm.train.cores import Cores
 from cdm.train.events import Events
 from cdm.train.log import TrainLog, TrainProgress, overfit_warning, read_log
 from cdm.train.plan import Pace, Plan, Segment, goal_in_time, learning_rate, round_to_batch
@@ -110,6 +111,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
         progress.say(f"stage {job.stage.name}: going on from {trainee.images_seen:,} images")
     log.start(trainee.images_seen)
     clock = _Clock(trainee.seconds)
+    cores = Cores() if trainee.params[0].device.type == "cpu" else None
     pace = Pace(max(plan.checkpoint_images, plan.goal // 8))
     log_every = max(batch_size, round_to_batch(plan.checkpoint_images / 8, batch_size))
 
@@ -140,6 +142,8 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
         logging = saving or validating or _crossed(seen, batch_size, log_every)
         if logging:
             _log(log, trainee, progress, lr, rate, clock)
+            if cores is not None and (warning := cores.warning()):
+                progress.say(f"stage {job.stage.name}: {warning}")
         if saving:
             _save(job, trainee, plan)
         if validating and not done:

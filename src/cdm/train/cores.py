@@ -1,0 +1,61 @@
+"""Whether other processes keep the CPU cores busy that a training wants."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+LOOK_EVERY = 20.0
+"""Seconds."""
+IDLE = ("idle", "iowait")
+FIELDS = ("user", "nice", "system", *IDLE, "irq", "softirq", "steal")
+"""Of a core's line in /proc/stat (man 5 proc)."""
+
+
+def busy_seconds(cores: set[int], stat: Path = Path("/proc/stat")) -> float | None:
+    """What all processes together have used of ``cores``, since the machine was started. None: not told here."""
+    try:
+        lines = stat.read_text().splitlines()
+    except OSError:
+        return None
+    ticks = 0
+    for name, *numbers in (line.split() for line in lines if line.startswith("cpu")):
+        if name.removeprefix("cpu").isdigit() and int(name.removeprefix("cpu")) in cores:
+            ticks += sum(int(n) for field, n in zip(FIELDS, numbers, strict=False) if field not in IDLE)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Cores:
+    """Looks now and again, and tells once. A thread that has lost its core keeps all others waiting at the end of every
+    operation, so training by too many threads is several times slower than by fewer (docs/results.md)."""
+
+    def __init__(self, read: Callable[[], tuple[float, float, float | None]] | None = None) -> None:
+        """``read``: for tests. Seconds on the clock, of this process on all cores, of all processes on them."""
+        self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+        self._read, self._told = read or self._now, False
+        self._last = self._read()
+
+    def _now(self) -> tuple[float, float, float | None]:
+        return time.perf_counter(), time.process_time(), busy_seconds(self._cores)
+
+    def warning(self) -> str | None:
+        """A sentence when over half a core was taken by others since the last look and torch's threads want it too."""
+        now, last = self._read(), self._last
+        wall = now[0] - last[0]
+        if self._told or wall < LOOK_EVERY or now[2] is None or last[2] is None:
+            return None
+        self._last = now
+        others = (now[2] - last[2] - (now[1] - last[1])) / wall
+        cores, threads = len(self._cores), torch.get_num_threads()
+        fewer = max(1, cores - round(others))
+        if others < 0.5 or fewer >= threads:
+            return None
+        self._told = True
+        return (
+            f"other processes keep {others:.1f} of the {cores} cores busy, and {threads} threads wait for each other; "
+            f"if they stay, Ctrl-C and the same command with --threads {fewer} may be faster"
+        )
