@@ -5,26 +5,29 @@
 # taken from src/. GUIDED is a checkout of guided-diffusion; DATA and TRAIN are real letters, kept from training and
 # trained on. Without them their parts are skipped. diffusers, denoising-diffusion-pytorch and imagen-pytorch are measured
 # where they are installed; --compile needs a C compiler. Results go to FOLDER (runs/gpu) as soon as they are there: a
-# part that is out of time keeps what it has, and goes on from there when called again (throughput: not). Exits 1 if a
-# part failed; the others run all the same. TOY=1 does little of each, on a CPU too, in some minutes.
+# part that is out of time keeps what it has, and goes on from there when called again (throughput: not). Throughput is
+# two parts and one result: ADM's net and the small one as they are, then the middle one compiled too. Exits 1 if a part
+# failed; the others run all the same. TOY=1 does little of each, on a CPU too, in some minutes.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-runs/gpu} failed=0 all=475
 mkdir -p "$out"
+rm -f "$out"/{cuda.txt,few-evaluations.json,throughput.json}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 
 part() {  # name, seconds at most, name of the result, what python runs
   local name=$1 most=$(($2 < all - SECONDS ? $2 : all - SECONDS)) file=$out/$3; shift 3
-  rm -f "$file"
+  ((most > 0)) || most=1
   printf '\n== %s (%s s so far, at most %s s)\n' "$name" "$SECONDS" "$most"
   timeout "$most" "${PYTHON:-python3}" "$@" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" != 0 ]; then failed=1; echo "== $name failed or is out of time: see $out/$name.txt"; fi
   if [ -e "$file" ]; then echo "== $name: written to $file"; else echo "== $name: no result"; fi
 }
 
-cases=base64-32px,base32-16px,adm64 rounds=(--rounds 7 --seconds 0.15 --compile) n=(-n 1024 --long-images 128)
+plain=adm64,base32-16px compile=(--compile) rounds=(--rounds 7 --seconds 0.15)
+n=(-n 1024 --long-images 128)
 if [ -n "${TOY:-}" ]; then
-  cases=base32-16px rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
+  plain=base32-16px compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
 fi
 peer=() data=()
 if [ -n "${GUIDED:-}" ]; then peer=(--peer "guided-diffusion=$GUIDED"); fi
@@ -33,6 +36,7 @@ if [ -n "${DATA:-}" ]; then data=(--data "$DATA" --train-data "${TRAIN:-$DATA}")
 part cuda 80 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda
 part few_evaluations 180 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
   --work "$out/work" --out "$out/few-evaluations.json"
-part throughput 400 throughput.json benchmarks/throughput.py --cases "$cases" "${rounds[@]}" "${peer[@]}" \
-  --out "$out/throughput.json"
+speed=(benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" --out "$out/throughput.json")
+part throughput 150 throughput.json "${speed[@]}" --cases "$plain"
+part throughput-compiled 300 throughput.json "${speed[@]}" --cases base64-32px "${compile[@]}"
 exit "$failed"
