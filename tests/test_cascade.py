@@ -564,14 +564,16 @@ def test_weights_of_another_net(run):
 
 @pytest.mark.parametrize("page", ["docs/library.md", "README.md"])
 def test_the_lines_in_the_documentation_work(page, tmp_path, monkeypatch):
-    """The first Python block of each page that shows them, on a run of two stages."""
+    """All Python blocks of each page, one after the other, on a run of two stages."""
     options = {"channels": 3, "num_labels": 4}
-    cascade = random_cascade(stage_config(8, **options), stage_config(16, 8, **options), classes="abc")
+    cascade = random_cascade(stage_config(8, **options), stage_config(16, 8, **options), classes="ABC")
     for name in ("letters", "photos"):
         save_run(tmp_path / "runs" / name, cascade)
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Cascade.load" in b)
     names: dict = {}
-    exec(block, names)
-    assert names["low"].shape == (3, 3, 8, 8) and names["high"].shape == (3, 3, 16, 16)
+    exec("".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert names["result"].images[0].shape == (3, 3, 8, 8) and names["images"].shape[1:] == (3, 16, 16)
+    if page == "docs/library.md":
+        assert names["larger"].shape == (3, 3, 16, 16) and names["preview"].abs().max() <= 1
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == ["A-1.png", "A-2.png"]
