@@ -234,6 +234,22 @@ def test_training_images_given_as_validation_are_warned_of(evaluated, real, own,
     assert "every one" in load_report(tmp_path / "out").warnings[0]
 
 
+def test_grey_validation_images_beside_colours_are_warned_of(evaluated, real, own, cache, tmp_path):
+    """By evaluate and by train; grey beside grey is nothing to speak of."""
+    for path in (real / "val").rglob("*.png"):
+        grey = tmp_path / "grey" / path.relative_to(real / "val")
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.open(path).convert("L").save(grey)
+    ran = run_here("evaluate", evaluated / "images", "--data", tmp_path / "grey", "--train-data", real / "train",
+                   "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
+    succeeded(ran, "warning: the validation images are grey, those trained on have colours")
+    plan = ("train", "--out", tmp_path / "run", "--sizes", "8,16", "--images", "640", "--dry-run")
+    for data, told in ((real / "train", True), (tmp_path / "grey", False)):
+        ran = run_here(*plan, data, "--val", tmp_path / "grey")
+        succeeded(ran)
+        assert ("the images of --val are grey" in ran.out) == told
+
+
 def test_what_a_run_held_out_is_its_validation_data(trained, own, cache, tmp_path):
     """By the names that training recorded, not by another draw."""
     names = (trained.folder / "held_out.txt").read_text().splitlines()

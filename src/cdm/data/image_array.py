@@ -53,6 +53,12 @@ class ImageArray:
     def channels(self) -> int:
         return self.images.shape[1]
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether the three channels of a colour set are the same in all of 256 images, evenly taken."""
+        some = self.images[:: max(1, len(self) // 256)]
+        return self.channels == 3 and bool((some == some[:, :1]).all())
+
     def with_classes(self, class_names: tuple[str, ...]) -> ImageArray:
         """The same images labelled by another data set's list of classes (validation by the training classes).
 

@@ -93,7 +93,7 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
         source = MixedImages(stored, request.num or stored.count)
     val, train = (_with_classes(real, common, notes) for real in (val, train))
     if val is not None and train is not None:
-        _warn_of_shared(val, train, notes)
+        _warn_of_unlike(val, train, notes)
     for note in notes:
         say(f"warning: {note}")
     run = source if isinstance(source, RunImages) else None
@@ -284,7 +284,7 @@ def _with_classes(real: RealImages | None, names: tuple[str, ...], notes: list[s
     return RealImages(real.role, real.where, array, real.rows, real.digests)
 
 
-def _warn_of_shared(val: RealImages, train: RealImages, notes: list[str]) -> None:
+def _warn_of_unlike(val: RealImages, train: RealImages, notes: list[str]) -> None:
     shared = shared_images(val, train)
     if shared == val.count:
         notes.append(
@@ -293,6 +293,11 @@ def _warn_of_shared(val: RealImages, train: RealImages, notes: list[str]) -> Non
         )
     elif shared:
         notes.append(f"{shared:,} of {val.count:,} validation images are training images too, pixel by pixel")
+    if val.array.is_grey and not train.array.is_grey:
+        notes.append(
+            "the validation images are grey, those trained on have colours: every distance tells of that first; "
+            "expected images of one kind"
+        )
 
 
 def _subject(request: EvaluateRequest, source: ImageSource) -> dict[str, Any]:
