@@ -12,8 +12,8 @@ are the nearest of the longer one's.
 Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
 ``-n``. Several processes share the work by ``--part 0/2`` and ``1/2``; a call without it measures. Then the wall-clock
 of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
-(cdm.evaluate.frechet_ratio). An earlier result of another seed (``--also``) counts as well: its fast settings are
-used again, and the ratios of both are put together.
+(cdm.evaluate.frechet_ratio). Earlier results of other seeds (``--also``, once for each) count as well: their fast
+settings are used again, and the ratios are put together.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SCRIPT = "few_evaluations.py"
 BLOCK = 128
 FAST, REFERENCE, LONG = (16, 8), 256, 1000
 TIMED = 64
-ARMS = ("fast", "reference")
+ARMS, PLACES = ("fast", "reference"), ("base", "cascade")
 
 
 @dataclass(frozen=True)
@@ -271,32 +271,69 @@ def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
     return found
 
 
-def earlier(path: Path, judge: Judge, seed: int, reference: int) -> tuple[SamplingConfig, dict[str, Any]]:
-    """The fast settings of a result of this script, and its ratios on the base and on the whole cascade."""
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier result of this script. ratios: on the base and on the whole cascade. val: fingerprint of the real
+    images; empty in files that do not tell it."""
+
+    path: Path
+    fast: SamplingConfig
+    reference: SamplingConfig
+    ratios: dict[str, dict[str, float]]
+    weights: str
+    extractor: str
+    val: str
+    seed: int
+
+
+def read_earlier(path: Path) -> Earlier:
     found = load_json(path)
     try:
-        fast, ancestral = (from_dict(SamplingConfig, found["settings"][name], str(path)) for name in ARMS)
-        ratios = {name: found["figures"][name]["fast"]["ratio to reference"] for name in ("base", "cascade")}
-        weights, its_seed = found["weights"], found["seed"]
-    except KeyError as error:
-        raise UserError(f"--also is {path}, which lacks {error}; expected a result of {SCRIPT}.") from None
-    if weights != judge.cascade.hash or set(ancestral.steps) != {reference}:
+        fast, reference = (from_dict(SamplingConfig, found["settings"][name], str(path)) for name in ARMS)
+        ratios = {}
+        for place in PLACES:
+            told = found["figures"][place]["fast"]["ratio to reference"]
+            ratios[place] = {name: float(told[name]) for name in ("value", "low", "high")}
+        facts = (str(found["weights"]), str(found["extractor"]), str(found.get("val", "")), int(found["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"--also is {path}, of the weights {weights} and {ancestral.steps[0]} steps of the reference; expected "
-            f"those of this run, {judge.cascade.hash} and {reference}."
-        )
-    if its_seed == seed:
-        raise UserError(f"--also is {path}, of the seed {seed}: the same images; expected another --seed.")
-    return fast, ratios
+            f"--also is {path}, which is no result of {SCRIPT} ({type(error).__name__}: {error}); expected one."
+        ) from None
+    if not all(0 < each["value"] < math.inf and 0 < each["low"] < each["high"] < math.inf for each in ratios.values()):
+        raise UserError(f"--also is {path}, whose ratios have no interval; expected one of more images.")
+    return Earlier(path, fast, reference, ratios, *facts)
+
+
+def check_earlier(earlier: list[Earlier], judge: Judge, reference: SamplingConfig, seed: int) -> None:
+    """Whether they are about this run and these images, and have others' seeds."""
+    seeds = [seed]
+    for one in earlier:
+        if one.weights != judge.cascade.hash:
+            raise UserError(f"--also is {one.path}, of the weights {one.weights}; expected {judge.cascade.hash}.")
+        for name, theirs, own in (
+            ("reference", one.reference, reference),
+            ("fast settings", one.fast, earlier[0].fast),
+            ("number of stages", len(one.fast.steps), len(reference.steps)),
+            ("real images", one.val or judge.val.fingerprint, judge.val.fingerprint),
+        ):
+            if theirs != own:
+                raise UserError(f"--also is {one.path}, with another {name} than this call or file; expected the same.")
+        if one.seed in seeds:
+            raise UserError(f"--also is {one.path}, of the seed {one.seed} again: the same images; expected another.")
+        seeds.append(one.seed)
+        if one.extractor != judge.extractor.hash:
+            print(f"{one.path} was measured with the extractor {one.extractor}, this is {judge.extractor.hash}.")
 
 
 def together(ratios: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of the ratios' logarithms, weighted by their certainty (a fixed effect; Hedges & Olkin 1985, ch. 6)."""
-    logs = [(math.log(each["value"]), (math.log(each["high"]) - math.log(each["low"])) / 2) for each in ratios]
-    weights = [1 / reach**2 for _, reach in logs]
-    mean = sum(weight * log for weight, (log, _) in zip(weights, logs, strict=True)) / sum(weights)
-    reach = sum(weights) ** -0.5
-    return {"value": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach)}
+    """Means of the logarithms, weighted by their certainty (a fixed effect; Hedges & Olkin 1985, ch. 6): of the values,
+    and of the intervals' middles, from which their bias is taken off."""
+    logs = np.log([[each["value"], each["low"], each["high"]] for each in ratios])
+    reaches = (logs[:, 2] - logs[:, 1]) / 2
+    weights = reaches**-2 / (reaches**-2).sum()
+    middle, reach = weights @ logs[:, 1:].mean(1), (reaches**-2).sum() ** -0.5
+    value, low, high = np.exp([weights @ logs[:, 0], middle - reach, middle + reach]).tolist()
+    return {"value": value, "low": low, "high": high}
 
 
 def wall_clock(judge: Judge, settings: SamplingConfig, long: int, images: int) -> dict[str, Any]:
@@ -335,8 +372,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8"
     )
     parser.add_argument(
-        "--also", type=Path, metavar="FILE", help="an earlier result of another --seed, counted as well"
-    )
+        "--also", type=Path, action="append", default=[], metavar="FILE",
+        help="an earlier result of another --seed, counted as well; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("runs/few-evaluations"), help="features are kept here")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
@@ -348,8 +386,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.n < BLOCK or not BLOCK <= (options.long_images or options.n) <= options.n:
         parser.error(f"-n and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n")
-    if options.also is not None and options.fast is not None:
-        parser.error("--fast names what --also has; expected one of them")
+    if options.also and (options.fast or options.fronts):
+        parser.error("--fast and --fronts name what --also has; expected one of them")
     return options
 
 
@@ -366,6 +404,7 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         raise UserError(f"{options.run} is not a run folder (no cascade.json in it); expected the --out of cdm train.")
     if options.fronts is not None and not options.fronts.exists():
         raise UserError(f"--fronts is {options.fronts}, which is not there; expected RUN/tuning/fronts.json.")
+    earlier = [read_earlier(path) for path in options.also]
     check_out(options.out)
     set_threads(None)
     asked = EvaluateRequest(
@@ -375,13 +414,13 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
     with counting_progress() as progress:
         judge = open_judge(asked, progress, print)
         how = made(SCRIPT, argv, judge.cascade.device)
-        ratios: dict[str, Any] = {}
-        if options.also is not None:
-            fast, ratios = earlier(options.also, judge, options.seed, options.reference)
+        if earlier:
+            fast = earlier[0].fast
         else:
-            each = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
-            fast = recorded(judge, each, options.work, options.seed, options.reference)
+            named = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
+            fast = recorded(judge, named, options.work, options.seed, options.reference)
         planned = arms(judge, fast, options.reference, options.long)
+        check_earlier(earlier, judge, planned[1].settings, options.seed)
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = each_arm[:2], each_arm[2:]
@@ -392,14 +431,17 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
             return
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
+            "val": judge.val.fingerprint,
             "images": count, "seed": options.seed, "cores": os.cpu_count(), "device": str(judge.cascade.device),
             "settings": {arm.name: to_dict(arm.settings) for arm in planned},
             "figures": figures(judge, short, count),
             "of_the_base_alone": {"images": longer, **figures(judge, long, longer)["base"]},
         }  # fmt: skip
-        for place, ratio in ratios.items():
-            both = [ratio, result["figures"][place]["fast"]["ratio to reference"]]
-            result["figures"][place]["fast"]["ratio, with the earlier result"] = together(both)
+        for place in PLACES if earlier else ():
+            own = result["figures"][place]["fast"]
+            own["ratio, with earlier results"] = together(
+                [own["ratio to reference"], *(one.ratios[place] for one in earlier)]
+            )
         if not options.no_timing:
             result["wall_clock"] = wall_clock(judge, planned[0].settings, options.long, TIMED)
     told_at_once = ("figures", "of_the_base_alone", "wall_clock")

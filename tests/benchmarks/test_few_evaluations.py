@@ -1,6 +1,7 @@
 """The benchmark of few evaluations at toy size: equal settings give equal figures, and what was made is kept."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,62 @@ def test_a_fast_arm_that_cannot_be_is_one_sentence(fast: str, measure: Any) -> N
 def test_a_fast_arm_by_name(measure: Any) -> None:
     settings = measure("--fast", "dpmpp:profile:3,heun:edm:3", "--no-timing")["settings"]["fast"]
     assert settings["sampler"] == "dpmpp,heun" and [len(levels) for levels in settings["levels"]] == [2, 2]
+
+
+def told(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def test_ratios_put_together() -> None:
+    """One alone stays as it is; equal ones are known better by the root of their number; the surer one weighs more."""
+    one = told(1.161, 1.051, 1.346)  # from a basic bootstrap: its middle is not the value
+    assert few_evaluations.together([one]) == pytest.approx(one)
+    found = few_evaluations.together([one] * 4)
+    middle, reach = math.log(1.051 * 1.346) / 2, math.log(1.346 / 1.051) / 2
+    assert found == pytest.approx(told(1.161, math.exp(middle - reach / 2), math.exp(middle + reach / 2)))
+    sure, unsure = told(1.0, 0.9, 1 / 0.9), told(2.0, 2 * 0.9**3, 2 / 0.9**3)  # three times as wide: a ninth
+    assert few_evaluations.together([sure, unsure])["value"] == pytest.approx(2**0.1)
+
+
+def test_an_earlier_result_counts_as_well(measure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = measure("--fast", "dpmpp:edm:3,dpmpp:edm:2", "--no-timing")
+    first = {name: value for name, value in first.items() if name not in ("sha256", "format_version")}
+    kept = tmp_path / "first.json"
+    kept.write_bytes((tmp_path / "out.json").read_bytes())
+    second = measure("--also", str(kept), "--seed", "12", "--no-timing")
+    assert second["settings"]["fast"] == first["settings"]["fast"]
+    for place in ("base", "cascade"):
+        both = [each["figures"][place]["fast"]["ratio to reference"] for each in (first, second)]
+        assert both[0] != both[1]
+        pooled = second["figures"][place]["fast"]["ratio, with earlier results"]
+        assert pooled == pytest.approx(few_evaluations.together(both))
+
+    def refused(change: dict[str, Any], words: str, *options: str) -> None:
+        save_json(tmp_path / "changed.json", first | change)
+        with pytest.raises(SystemExit, match=words):
+            measure("--also", str(tmp_path / "changed.json"), *(options or ("--seed", "12")), "--no-timing")
+
+    settings, figures = first["settings"], first["figures"]
+    refused({}, r"of the seed 11 again: the same images; expected another\.", "--seed", "11")
+    refused({}, "of the seed 11 again", "--seed", "12", "--also", str(kept))
+    refused({"weights": "other"}, "of the weights other; expected")
+    refused({"val": "other"}, "with another real images")
+    refused({"settings": settings | {"reference": settings["fast"]}}, "with another reference")
+    short = settings["fast"] | {"steps": [3], "levels": settings["fast"]["levels"][:1]}
+    refused({"settings": settings | {"fast": short}}, "with another number of stages")
+    refused({"settings": []}, "which is no result of few_evaluations.py")
+    refused({"figures": {}}, "which is no result of few_evaluations.py")
+    for ratio, words in ((told(1, 1, 1), "have no interval"), ([], "no result"), (told(1, 0.9, None), "no result")):  # type: ignore[arg-type]
+        fast = figures["base"]["fast"] | {"ratio to reference": ratio}
+        refused({"figures": figures | {"base": {"fast": fast}}}, words)
+    capsys.readouterr()
+    save_json(tmp_path / "changed.json", first | {"extractor": "other"})
+    measure("--also", str(tmp_path / "changed.json"), "--seed", "12", "--no-timing")
+    assert "was measured with the extractor other, this is" in capsys.readouterr().out
+    for options in (("--fast", "dpmpp:edm:3,dpmpp:edm:2"), ("--fronts", str(kept))):
+        with pytest.raises(SystemExit) as ended:
+            measure("--also", str(kept), *options)
+        assert ended.value.code == 2 and "--fast and --fronts name what --also has" in capsys.readouterr().err
 
 
 def test_without_data_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
