@@ -21,6 +21,8 @@ from typing import Any
 from peers.timing import spread
 from record import check_out, made, one_sentence, save
 
+from cdm.runtime import usable_cores
+
 SCRIPT = "contention.py"
 LIMIT, ROUNDS, SECONDS, BATCH = 3.0, 5, 4.0, 64  # images per update
 SPINS = "1000"  # as cdm.cli.main sets it
@@ -33,7 +35,7 @@ from cdm.heap import keep_memory
 from cdm.recipes import make_config
 from cdm.recipes.facts import Facts
 from cdm.rng import Rng
-from cdm.runtime import choose_dtype
+from cdm.runtime import choose_dtype, set_threads
 from cdm.stage import build_stage
 from cdm.train.plan import measure_speed
 from cdm.train.step import Trainee
@@ -46,8 +48,7 @@ stage = build_stage(config, 0, num_classes=26, seed=0).to("cpu", choose_dtype("a
 x0 = torch.rand(batch, 3, 16, 16) * 2 - 1
 labels = torch.arange(batch) % 26
 batches = lambda rng, index: Batch(x0, labels, index)
-if "T" in os.environ:
-    torch.set_num_threads(int(os.environ["T"]))
+set_threads(int(os.environ["T"]) if "T" in os.environ else None)
 print(measure_speed(Trainee(stage), batches, Rng(0), seconds=float(os.environ["S"])))
 """
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence(SCRIPT):
         check_out(options.out)
     how = made(SCRIPT, argv)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     arms: dict[str, tuple[int, int | None, str | None]] = {
         "alone": (0, None, SPINS),
         "beside one": (1, None, SPINS),

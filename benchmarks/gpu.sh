@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that is measured on a GPU, in under 8 minutes:
-#     GUIDED=PATH DATA=VAL.zip TRAIN=TRAIN.zip bash benchmarks/gpu.sh [FOLDER]
+#     GUIDED=PATH DATA=VAL.zip TRAIN=TRAIN.zip bash benchmarks/gpu.sh [FOLDER]    # paths from the repository's root
 # Needs Python 3.11 with torch for the GPU, pytest and beside them what pyproject.toml asks for (PYTHON names it); cdm is
 # taken from src/. GUIDED is a checkout of guided-diffusion; DATA and TRAIN are real letters, kept from training and
 # trained on. Without them their parts are skipped. diffusers, denoising-diffusion-pytorch and imagen-pytorch are measured
@@ -11,17 +11,18 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-runs/gpu} failed=0 all=475
-mkdir -p "$out"
-rm -f "$out"/{cuda.txt,few-evaluations.json,throughput.json}
+mkdir -p "$out" || exit 1
+stamp=$out/started
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 
 part() {  # name, seconds at most, name of the result, what python runs
   local name=$1 most=$(($2 < all - SECONDS ? $2 : all - SECONDS)) file=$out/$3; shift 3
   ((most > 0)) || most=1
   printf '\n== %s (%s s so far, at most %s s)\n' "$name" "$SECONDS" "$most"
+  touch "$stamp"; sleep 0.1
   timeout "$most" "${PYTHON:-python3}" "$@" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" != 0 ]; then failed=1; echo "== $name failed or is out of time: see $out/$name.txt"; fi
-  if [ -e "$file" ]; then echo "== $name: written to $file"; else echo "== $name: no result"; fi
+  if [ "$file" -nt "$stamp" ]; then echo "== $name: written to $file"; else echo "== $name: no result"; fi
 }
 
 plain=adm64,base32-16px compile=(--compile) rounds=(--rounds 7 --seconds 0.15)
@@ -36,6 +37,7 @@ if [ -n "${DATA:-}" ]; then data=(--data "$DATA" --train-data "${TRAIN:-$DATA}")
 part cuda 80 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda
 part few_evaluations 180 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
   --work "$out/work" --out "$out/few-evaluations.json"
+rm -f "$out/throughput.json"  # the second part adds to the first
 speed=(benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" --out "$out/throughput.json")
 part throughput 150 throughput.json "${speed[@]}" --cases "$plain"
 part throughput-compiled 300 throughput.json "${speed[@]}" --cases base64-32px "${compile[@]}"

@@ -55,8 +55,9 @@ def is_compiled(contender: str) -> bool:
 
 
 def millions(found: list[dict[str, Any]]) -> str:
-    """Parameters of a case's net, as measured on some machine."""
-    return f"{next(each['parameters'] for one in found if one for each in one['same'].values()) / 1e6:.1f} M"
+    """Parameters of our net in a case, which are those of peers with the same one (older files tell these alone)."""
+    sizes = (size for one in found if one for size in (one.get("own"), *one["same"].values()) if size)
+    return f"{next(sizes)['parameters'] / 1e6:.1f} M"
 
 
 def row(case: Case, found: list[dict[str, Any]], peer: str) -> str:

@@ -12,7 +12,7 @@ Memory is kept for all of them as the command ``cdm`` keeps it (cdm.heap).
 
 Training: forward, backward, clipping of gradients, AdamW, one average of the weights. Ours is the whole update of
 ``cdm train`` (it draws levels and noise too); a peer gets them ready-made. Sampling: one forward pass, no gradients;
-of guided-diffusion and diffusers under autocast and with weights cast once, as ours are.
+of peers under autocast and with weights cast once, as ours are.
 GFLOP/s: images per second times the GFLOPs of the net's forward pass on an image, three times that in training.
 """
 
@@ -153,7 +153,7 @@ def own_architecture(
 ) -> Contender:
     net, countable, width = peer.build(case, wanted)
     sizes[peer.name] = {"width": width, "parameters": parameters(net), "flops": image_flops(case, countable)}
-    return training.contender(peer.name, net, case, device, mode, lambda out: out)
+    return training.contender(peer.name, net, case, device, mode, lambda out: out, mixed=True)
 
 
 def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int], left_out: set[str]) -> LineUp:
@@ -169,9 +169,8 @@ def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int
     names = [c.name for c in contenders[1:]]
     sizes: dict[str, dict[str, int]] = {}
     flops = {contenders[0].name: own["flops"]}
-    trained = [mode for mode in training.modes(peers.compiled) if mode not in training.FORWARD_ONLY]
     for peer in peers.others:
-        for mode in trained:  # with weights cast once they fail: what they make of t is float32
+        for mode in training.modes(peers.compiled):
             make = partial(own_architecture, peer, case, own["parameters"], device, mode, sizes)
             made = attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
             contenders += made

@@ -21,6 +21,7 @@ from cdm.runtime import (
     precision_name,
     set_threads,
     total_memory,
+    usable_cores,
 )
 
 CPU = torch.device("cpu")
@@ -99,11 +100,16 @@ def test_threads_are_no_more_than_a_container_may_use(texts, cores, tmp_path, mo
         Path(file).write_text(text)
     monkeypatch.setattr(cdm.runtime, "CPU_QUOTAS", (("/no/such",), files))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cdm.runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(8)
         assert cpu_quota() == cores
         assert set_threads(None) == {1.5: 2, 4: 4, None: 8}[cores]
+        torch.set_num_threads(8)
+        assert usable_cores() == {1.5: 2, 4: 4, None: 8}[cores]
+        monkeypatch.setenv("OMP_NUM_THREADS", "")
+        assert set_threads(None) == usable_cores()
         torch.set_num_threads(8)
         monkeypatch.setenv("OMP_NUM_THREADS", "8")
         assert set_threads(None) == 8

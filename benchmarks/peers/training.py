@@ -26,14 +26,26 @@ def modes(compiled: bool) -> tuple[str, ...]:
 
 
 def contender(
-    peer: str, net: nn.Module, case: Case, device: torch.device, mode: str, image: Callable[[Any], Tensor]
+    peer: str,
+    net: nn.Module,
+    case: Case,
+    device: torch.device,
+    mode: str,
+    image: Callable[[Any], Tensor],
+    *,
+    mixed: bool = False,
 ) -> Contender:
     """``mode``: "documented" (float32), "best" (bf16 autocast, channels-last, fused AdamW), "compiled" (the same,
-    compiled), or one of ``FORWARD_ONLY``. ``image``: the tensor in what the net returns."""
+    compiled), or one of ``FORWARD_ONLY``. ``image``: the tensor in what the net returns. ``mixed``: with weights in
+    bf16 it needs autocast still, as what it makes of t is float32."""
     if mode in FORWARD_ONLY:
-        return cast_once(
-            peer, net.to(torch.bfloat16), case, device, mode, lambda run, x, t: image(run(x.bfloat16(), t))
-        )
+        amp = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+        def one_pass(run: Any, x: Tensor, t: Tensor) -> Tensor:
+            with amp:
+                return image(run(x.bfloat16(), t))
+
+        return cast_once(peer, net.to(torch.bfloat16), case, device, mode, one_pass)
     documented = mode == "documented"
     net.to(device)
     if not documented:

@@ -138,12 +138,17 @@ def cpu_quota() -> float | None:
     return None
 
 
+def usable_cores() -> int:
+    """Cores that this process may keep busy, rounded up: of the machine, of its own set, of a container's limit."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(mine, math.ceil(cpu_quota() or mine)))
+
+
 def set_threads(asked: int | None) -> int:
     """Set torch's CPU threads; None leaves torch's own choice, but for a container's limit (``OMP_NUM_THREADS`` is
     above both). Returns the number in force."""
-    quota = cpu_quota()
-    if asked is None and quota is not None and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
+    if asked is None and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     if asked is not None:
         if asked < 1:
             raise UserError(f"got {asked} threads; expected at least 1.")

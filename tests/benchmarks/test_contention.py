@@ -17,7 +17,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, None, None): [8.0, 8.0, 8.0], (1, None, None): [1.0, 2.0, 4.0],
     }  # fmt: skip
     monkeypatch.setattr(contention, "ROUNDS", 3)
-    monkeypatch.setattr(contention.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(contention, "usable_cores", lambda: 4)
     monkeypatch.setattr(contention, "speed", lambda *arm: given[arm].pop(0))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.throughput import by_flops, check_same, compared
-from peers import bounds, diffusers_unet, roster
+from peers import bounds, diffusers_unet, guided_diffusion, roster
 from peers.cases import CASES, Case
 from peers.ours import net_config
 from peers.timing import parameters
@@ -86,6 +86,20 @@ def test_weights_cast_once_are_the_same_net() -> None:
         assert 1e-5 < float((rounded - exact).square().mean().sqrt() / scale) < 0.03
 
 
+def test_guided_diffusion_is_cast_as_its_own_fp16() -> None:
+    """A stand-in with its parts: convolutions of the blocks only."""
+    nn = torch.nn
+    net = nn.Module()
+    for name in ("input_blocks", "middle_block", "output_blocks"):
+        setattr(net, name, nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), nn.Linear(4, 4), nn.Conv1d(4, 4, 1)))
+    net.out = nn.Conv2d(4, 3, 1)
+    guided_diffusion.in_bf16(net)
+    assert net.dtype == torch.bfloat16
+    for name, p in net.named_parameters():
+        convolution = name.split(".")[1] in ("1", "3") and not name.startswith("out.")
+        assert p.dtype == (torch.bfloat16 if convolution else torch.float32), name
+
+
 def test_ratios_are_of_one_round_and_shares_of_arithmetic() -> None:
     rates = {"ours": [2.0, 8.0, 3.0], "theirs": [1.0, 2.0, 6.0]}
     told = compared(rates, "ours", ["theirs"])
@@ -133,8 +147,8 @@ def test_peers_with_other_nets_have_a_table_of_their_own(
     assert name == "denoising-diffusion-pytorch" and size["parameters"] == count(width) and width % 8 == 0
     assert abs(count(width) - wanted) <= min(abs(count(width - 8) - wanted), abs(count(width + 8) - wanted))
     assert size["flops"] == 2 * 16 * 16 * (width * width + 6 * width)
-    for what in ("train", "forward"):
-        assert len(own[what]["ratio"]) == len(own[what]["ratio_of_gflop_per_s"]) == 2
+    for what, count in (("train", 2), ("forward", 3)):
+        assert len(own[what]["ratio"]) == len(own[what]["ratio_of_gflop_per_s"]) == count
 
 
 def compiler(how: str) -> Callable[[torch.nn.Module], Any]:

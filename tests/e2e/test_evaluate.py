@@ -242,12 +242,13 @@ def test_grey_validation_images_beside_colours_are_warned_of(evaluated, real, ow
         PILImage.open(path).convert("L").save(grey)
     ran = run_here("evaluate", evaluated / "images", "--data", tmp_path / "grey", "--train-data", real / "train",
                    "--metrics", "kid", *own, "--out", tmp_path / "out")  # fmt: skip
-    succeeded(ran, "warning: the validation images are grey, those trained on have colours")
+    succeeded(ran, "warning: the validation images are grey, those trained on in colour")
     plan = ("train", "--out", tmp_path / "run", "--sizes", "8,16", "--images", "640", "--dry-run")
-    for data, told in ((real / "train", True), (tmp_path / "grey", False)):
-        ran = run_here(*plan, data, "--val", tmp_path / "grey")
+    grey, colour = tmp_path / "grey", real / "train"
+    for data, val, told in ((colour, grey, "--val"), (grey, colour, "DATA"), (grey, grey, "")):
+        ran = run_here(*plan, data, "--val", val)
         succeeded(ran)
-        assert ("the images of --val are grey" in ran.out) == told
+        assert (f"the images of {told} are grey" in ran.out) == bool(told)
 
 
 def test_what_a_run_held_out_is_its_validation_data(trained, own, cache, tmp_path):

@@ -62,7 +62,7 @@ class Train:
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32 or bf16."""
     threads: Annotated[int | None, _may("N")] = None
-    """CPU threads (default: all cores)."""
+    """CPU threads (default: all that may be used)."""
     keep: Annotated[int, _may("N")] = 2
     """Checkpoints and EMA snapshots kept."""
     checkpoint_images: Annotated[int | None, _may("N")] = None
@@ -120,7 +120,7 @@ class Sample:
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
-    """CPU threads (default: all cores)."""
+    """CPU threads (default: all that may be used)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Upscale:
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
-    """CPU threads (default: all cores)."""
+    """CPU threads (default: all that may be used)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ class Evaluate:
     precision: Annotated[str | None, _may("NAME")] = None
     """Of a run: auto (default: bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
-    """CPU threads (default: all cores)."""
+    """CPU threads (default: all that may be used)."""
     dry_run: Annotated[bool, _may()] = False
     """Print what would be measured with how many images, and stop."""
 
@@ -240,7 +240,7 @@ class Tune:
     precision: Annotated[str, _may("NAME")] = "auto"
     """auto (bf16 where it is fast), fp32, bf16, fp16."""
     threads: Annotated[int | None, _may("N")] = None
-    """CPU threads (default: all cores)."""
+    """CPU threads (default: all that may be used)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from cdm.data.plan import scan_sizes
 from cdm.data.source import ReadError, Source
 from cdm.data.split import short_hash
 from cdm.errors import UserError
-from cdm.runtime import cache_folder
+from cdm.runtime import cache_folder, usable_cores
 
 FEW_IMAGES = 10
 _CACHE_VERSION = 3  # raise it when decoding changes, so that old cache files are not used
@@ -82,7 +82,7 @@ def load_images(
     if source.letters:
         decoded = _drawn(source, size, channels)
     else:
-        decoded = _decoded(source, size, channels, bit_depth, threads or os.cpu_count() or 1)
+        decoded = _decoded(source, size, channels, bit_depth, threads or usable_cores())
     if len(source) * int(np.prod(shape)) * dtype.itemsize <= limit:
         array = _collect(source, MemoryRows(len(source), shape, dtype), decoded, bit_depth, progress)
     else:

@@ -56,8 +56,8 @@ class ImageArray:
     @property
     def is_grey(self) -> bool:
         """Whether the three channels of a colour set are the same in all of 256 images, evenly taken."""
-        some = self.images[:: max(1, len(self) // 256)]
-        return self.channels == 3 and bool((some == some[:, :1]).all())
+        some = (self.images[int(i)] for i in np.linspace(0, len(self) - 1, min(256, len(self))))
+        return self.channels == 3 and all(bool((one == one[:1]).all()) for one in some)
 
     def with_classes(self, class_names: tuple[str, ...]) -> ImageArray:
         """The same images labelled by another data set's list of classes (validation by the training classes).

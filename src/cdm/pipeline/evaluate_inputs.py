@@ -293,9 +293,10 @@ def _warn_of_unlike(val: RealImages, train: RealImages, notes: list[str]) -> Non
         )
     elif shared:
         notes.append(f"{shared:,} of {val.count:,} validation images are training images too, pixel by pixel")
-    if val.array.is_grey and not train.array.is_grey:
+    if val.array.is_grey != train.array.is_grey:
+        kinds = ("grey", "in colour") if val.array.is_grey else ("in colour", "grey")
         notes.append(
-            "the validation images are grey, those trained on have colours: every distance tells of that first; "
+            f"the validation images are {kinds[0]}, those trained on {kinds[1]}: every distance tells of that first; "
             "expected images of one kind"
         )
 

@@ -23,6 +23,7 @@ from cdm.data.decode import DecodeError, decode, to_bit_depth
 from cdm.data.source import ReadError, Source, open_source
 from cdm.errors import UserError
 from cdm.rng import Purpose, Rng
+from cdm.runtime import usable_cores
 
 Images = UInt8[Tensor, "b c h w"]
 ClassIndex = Int64[np.ndarray, " n"]
@@ -217,7 +218,7 @@ class FileImages:
         return replace(self, class_names=class_names)
 
     def pick(self, numbers: ClassIndex) -> Images:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             return torch.from_numpy(np.stack(list(pool.map(self._read, numbers.tolist()))))
 
     def _bytes(self, i: int) -> bytes:

@@ -151,8 +151,9 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
             ) from error
         if val_fingerprint == array.fingerprint:
             say("warning: --val is the training data; expected other images: over-fitting cannot show on these")
-        if held.is_grey and not array.is_grey:
-            say("warning: the images of --val are grey, those of DATA have colours; expected images of one kind")
+        if held.is_grey != array.is_grey:
+            grey = "--val" if held.is_grey else "DATA"
+            say(f"warning: the images of {grey} are grey, the others have colours; expected images of one kind")
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows, held_out = None, ()
     else:

@@ -11,9 +11,11 @@ import torch
 
 LOOK_EVERY = 20.0
 """Seconds."""
-IDLE = ("idle", "iowait")
-FIELDS = ("user", "nice", "system", *IDLE, "irq", "softirq", "steal")
-"""Of a core's line in /proc/stat (man 5 proc)."""
+BUSY, SHARE = 0.5, 0.2
+"""Cores that others have taken, and their share of all, from which on it is told."""
+IDLE = ("idle", "iowait", "steal")
+FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+"""Of a core's line in /proc/stat (man 5 proc). What the host of a virtual machine takes is no process here."""
 
 
 def busy_seconds(cores: set[int], stat: Path = Path("/proc/stat")) -> float | None:
@@ -43,7 +45,7 @@ class Cores:
         return time.perf_counter(), time.process_time(), busy_seconds(self._cores)
 
     def warning(self) -> str | None:
-        """A sentence when over half a core was taken by others since the last look and torch's threads want it too."""
+        """A sentence when others have taken cores since the last look that torch's threads want too."""
         now, last = self._read(), self._last
         wall = now[0] - last[0]
         if self._told or wall < LOOK_EVERY or now[2] is None or last[2] is None:
@@ -52,7 +54,7 @@ class Cores:
         others = (now[2] - last[2] - (now[1] - last[1])) / wall
         cores, threads = len(self._cores), torch.get_num_threads()
         fewer = max(1, cores - round(others))
-        if others < 0.5 or fewer >= threads:
+        if others < max(BUSY, SHARE * cores) or fewer >= threads:
             return None
         self._told = True
         return (
