@@ -33,7 +33,7 @@ def busy_seconds(cores: set[int], stat: Path = Path("/proc/stat")) -> float | No
 
 class Cores:
     """Looks now and again, and tells once. A thread that has lost its core keeps all others waiting at the end of every
-    operation, so training by too many threads is several times slower than by fewer (docs/results.md)."""
+    operation: on two cores, one of them busy, one thread trains 1.7 times as fast as two (docs/results.md)."""
 
     def __init__(self, read: Callable[[], tuple[float, float, float | None]] | None = None) -> None:
         """``read``: for tests. Seconds on the clock, of this process on all cores, of all processes on them."""
