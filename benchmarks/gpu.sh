@@ -18,6 +18,7 @@ export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 part() {  # name, seconds at most, name of the result, what python runs
   local name=$1 most=$(($2 < all - SECONDS ? $2 : all - SECONDS)) file=$out/$3; shift 3
   ((most > 0)) || most=1
+  if [ -n "${TOY:-}" ]; then most=$all; fi
   printf '\n== %s (%s s so far, at most %s s)\n' "$name" "$SECONDS" "$most"
   touch "$stamp"; sleep 0.1
   timeout "$most" "${PYTHON:-python3}" "$@" 2>&1 | tee "$out/$name.txt"
