@@ -87,7 +87,7 @@ def test_minutes_are_divided_by_cost() -> None:
 def test_budget_too_small_is_refused_with_what_would_do() -> None:
     check_budget(80, stage_config(), "--images 80")
     for images in (79, 0, -5):
-        with pytest.raises(UserError, match=r"--images \S+ gives the stage at 8 .* at least 80 .*raise --images"):
+        with pytest.raises(UserError, match=r"--images \S+ gives the 8-pixel stage .* at least 80 .*raise --images"):
             check_budget(images, stage_config(), f"--images {images}")
     with pytest.raises(UserError, match="too small"):
         share_minutes([stage_config()], [10.0], 1.0)

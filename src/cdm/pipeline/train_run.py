@@ -153,7 +153,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
             say("warning: --val is the training data; expected other images: over-fitting cannot show on these")
         if held.is_grey != array.is_grey:
             grey = "--val" if held.is_grey else "DATA"
-            say(f"warning: the images of {grey} are grey, the others have colours; expected images of one kind")
+            say(f"warning: the images of {grey} are grey, the others have colours: the validation loss tells of that")
         val: TrainingImages | None = TrainingImages(held, sizes)
         rows, held_out = None, ()
     else:

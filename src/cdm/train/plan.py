@@ -176,6 +176,6 @@ def check_budget(images: int, stage: StageConfig, source: str) -> None:
     least = 10 * stage.optim.batch_size
     if images < least:
         raise UserError(
-            f"the budget is too small: {source} gives the stage at {stage.size} {max(images, 0)} images, "
+            f"the budget is too small: {source} gives the {stage.size}-pixel stage {max(images, 0):,} images, "
             f"expected at least {least} (10 updates of {stage.optim.batch_size}): raise --images or --minutes."
         )
