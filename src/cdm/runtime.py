@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from cdm.errors import UserError
 
@@ -55,6 +56,17 @@ def choose_device(asked: str | None = None) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def is_eager(*tensors: torch.Tensor) -> bool:
+    """Whether a call on these is computed at once by torch: nothing records, counts or compiles it, and all of them
+    have a memory. Kernels that torch does not know, or whose cost it does not count, are for such calls only."""
+    return (
+        all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in tensors)  # no fake ones
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def has_fast_bf16(device: torch.device) -> bool:

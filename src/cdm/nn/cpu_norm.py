@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from cdm.nn import plain_norm
 from cdm.nn.plain_norm import PerSample, Pixels
-from cdm.runtime import cache_folder
+from cdm.runtime import cache_folder, is_eager
 
 SOURCE = Path(__file__).with_name("cpu_norm.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -49,10 +48,7 @@ def can_run(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> bool:
         and groups > 0
         and c % groups == 0
         and x.numel() > 0
-        and all(type(each) in (Tensor, torch.nn.Parameter) for each in tensors)  # no fake ones: they have no memory
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and _get_current_dispatch_mode() is None  # counts or records torch's operations
+        and is_eager(*tensors)
         and works()
     )
 

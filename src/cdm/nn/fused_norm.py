@@ -28,11 +28,10 @@ class _GroupNormAct(torch.autograd.Function):
         eps: float,
         act: bool,
     ) -> Image:
-        ctx.has_kernel, ctx.act = cpu_norm.can_run(x, weight, bias, groups), act
-        forward = cpu_norm.forward if ctx.has_kernel else plain_norm.forward
-        y, saved = forward(_pixels(x), weight, bias, groups, eps, act)
+        y, saved, ctx.has_kernel = _forward(x, weight, bias, groups, eps, act)
+        ctx.act = act
         ctx.save_for_backward(*saved)
-        return _image(y, *x.shape[2:])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -41,6 +40,16 @@ class _GroupNormAct(torch.autograd.Function):
         backward = cpu_norm.backward if ctx.has_kernel else plain_norm.backward
         dx, dweight, dbias = backward(ctx.saved_tensors, _pixels(dy), ctx.act)
         return _image(dx, *dy.shape[2:]), dweight, dbias, None, None, None
+
+
+def _forward(
+    x: Image, weight: Float[Tensor, "b c"], bias: Float[Tensor, "b c"], groups: int, eps: float, act: bool
+) -> tuple[Image, tuple[Tensor, ...], bool]:
+    """The output, what the backward pass needs, and whether it is the CPU kernel's."""
+    has_kernel = cpu_norm.can_run(x, weight, bias, groups)
+    forward = cpu_norm.forward if has_kernel else plain_norm.forward
+    y, saved = forward(_pixels(x), weight, bias, groups, eps, act)
+    return _image(y, *x.shape[2:]), saved, has_kernel
 
 
 def _pixels(x: Image) -> Float[Tensor, "b n c"]:
@@ -60,4 +69,6 @@ def group_norm_act(
     Statistics are taken in the dtype of ``weight`` and ``bias``: float32 for a bfloat16 ``x``. The result is
     channels-last.
     """
-    return _GroupNormAct.apply(x, weight, bias, groups, eps, act)
+    if torch.is_grad_enabled():
+        return _GroupNormAct.apply(x, weight, bias, groups, eps, act)
+    return _forward(x, weight, bias, groups, eps, act)[0]  # a third of a small image's time

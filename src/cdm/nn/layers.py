@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import gcd, log
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdm.nn.fused_norm import group_norm_act
+from cdm.nn.packed import Linear
 from cdm.types import Image
 
+Layer = TypeVar("Layer", bound=nn.Module)
 Features = Float[Tensor, "b _ _ _"]
 """Activations on their way through the net, channels-last; channels and sides change."""
 
@@ -31,8 +33,8 @@ class LevelEmbedding(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.width = width
-        self.hidden = nn.Linear(width, out)
-        self.out = nn.Linear(out, out)
+        self.hidden = Linear(width, out)
+        self.out = Linear(out, out)
 
     def forward(self, value: Float[Tensor, " b"]) -> Float[Tensor, "b out"]:
         return self.out(F.silu(self.hidden(sinusoids(value, self.width).to(self.hidden.weight.dtype))))
@@ -70,7 +72,8 @@ class Norm(nn.Module):
         if scale_shift is None:
             return weight.expand(b, -1), bias.expand(b, -1)
         scale, shift = scale_shift.to(wide).chunk(2, dim=1)
-        return weight * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
+        scale = 1 + scale
+        return weight * scale, torch.addcmul(shift, bias, scale)
 
 
 PLAIN_UP_TO = 512
@@ -86,11 +89,34 @@ def attend(
     """softmax(q k^T / sqrt(d)) v, by the kernel that is fast here.
 
     On a CPU torch 2.13's fused kernel loses to plain matrix products up to a few hundred pixels (fivefold in the
-    backward pass in bfloat16); above, the n x n matrix costs too much memory.
+    backward pass in bfloat16); above, the n x n matrix costs too much memory. In bfloat16 it loses at any size to
+    products of a part of the pairs at a time, which the backward pass would have to keep.
     """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return _attend_in_parts(q, k, v)
     if q.device.type == "cpu" and q.shape[2] <= plain_up_to:
         return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+PAIRS = 2**21
+"""Of pixels, whose weights are there at once: they fit into a cache."""
+
+
+def _attend_in_parts(
+    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads n d"], v: Float[Tensor, "b heads n d"]
+) -> Float[Tensor, "b heads n d"]:
+    b, heads, n, d = q.shape
+    q, k, v = (t.reshape(b * heads, n, d) for t in (q * d**-0.5, k, v))
+    some = max(1, PAIRS // n**2)  # heads at once
+    rows = min(n, max(64, PAIRS // (some * n)))  # pixels of them
+    out = torch.empty_like(v)
+    for i in range(0, b * heads, some):
+        keys = k[i : i + some].transpose(1, 2)
+        for j in range(0, n, rows):
+            weights = torch.softmax(torch.bmm(q[i : i + some, j : j + rows], keys), 2)
+            torch.bmm(weights, v[i : i + some], out=out[i : i + some, j : j + rows])
+    return out.view(b, heads, n, d)
 
 
 class Attention(nn.Module):
@@ -101,16 +127,17 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.plain_up_to = PLAIN_UP_TO  # 0 where a CPU stands for a GPU (train/memory.py)
         self.norm = Norm(norm, channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zero(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = zero(Linear(channels, channels))
 
     def forward(self, x: Image) -> Image:
         b, c, height, width = x.shape
         pixels = self.norm(x, act=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = self.qkv(pixels).reshape(b, height * width, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = self.out(attend(q, k, v, self.plain_up_to).transpose(1, 2).reshape(b, height * width, c))
-        return x + mixed.reshape(b, height, width, c).permute(0, 3, 1, 2)
+        mixed = attend(q, k, v, self.plain_up_to).transpose(1, 2).reshape(b, height * width, c)
+        y = self.out.plus(mixed, x.permute(0, 2, 3, 1).reshape(b, height * width, c))
+        return y.reshape(b, height, width, c).permute(0, 3, 1, 2)
 
 
 def halve(x: Features) -> Features:
@@ -123,7 +150,7 @@ def double(x: Features) -> Features:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def zero(layer: nn.Module) -> nn.Module:
+def zero(layer: Layer) -> Layer:
     """The same layer with all parameters 0: its block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

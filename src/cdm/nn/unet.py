@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from cdm.config import ConfigError, NetConfig
 from cdm.errors import UserError
 from cdm.nn.layers import Attention, Features, LevelEmbedding, Norm, double, halve, zero
+from cdm.nn.packed import Conv2d, Linear
 from cdm.types import Dropout, Image, Labels
 
 Resample = Literal["up", "down"]
@@ -26,11 +27,11 @@ class ResBlock(nn.Module):
         self.layer, self.dropout = layer, config.dropout
         self.resample = {"up": double, "down": halve, None: nn.Identity()}[resample]
         self.norm_in = Norm(config.norm, channels)
-        self.conv_in = nn.Conv2d(channels, out, 3, padding=1)
-        self.modulation = nn.Linear(4 * config.width, 2 * out)
+        self.conv_in = Conv2d(channels, out, 3, padding=1)
+        self.modulation = Linear(4 * config.width, 2 * out)
         self.norm_out = Norm(config.norm, out)
-        self.conv_out = zero(nn.Conv2d(out, out, 3, padding=1))
-        self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        self.conv_out = zero(Conv2d(out, out, 3, padding=1))
+        self.skip = nn.Identity() if channels == out else Conv2d(channels, out, 1)
 
     def forward(self, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         """``embedding`` has passed its SiLU already, once for all blocks."""
@@ -38,7 +39,7 @@ class ResBlock(nn.Module):
         h = self.norm_out(h, self.modulation(embedding))
         if dropout is not None and self.dropout > 0:
             h = dropout(h, self.layer, self.dropout)
-        return self.skip(self.resample(x)) + self.conv_out(h)
+        return self.conv_out.plus(h, self.skip(self.resample(x)))
 
 
 class ConvResample(nn.Module):
@@ -47,7 +48,7 @@ class ConvResample(nn.Module):
     def __init__(self, channels: int, resample: Resample) -> None:
         super().__init__()
         self.up = resample == "up"
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=1 if self.up else 2)
+        self.conv = Conv2d(channels, channels, 3, padding=1, stride=1 if self.up else 2)
 
     def forward(self, x: Features, embedding: Float[Tensor, "b e"], dropout: Dropout | None) -> Features:
         return self.conv(double(x) if self.up else x)
@@ -126,12 +127,12 @@ class UNet(nn.Module):
         self.embed_noise = LevelEmbedding(config.width, 4 * config.width)
         self.embed_aug = LevelEmbedding(config.width, 4 * config.width) if config.has_aug_level else None
         self.embed_label = nn.Embedding(config.num_labels, 4 * config.width) if config.num_labels else None
-        self.first = nn.Conv2d(config.in_channels * config.patch**2, config.width, 3, padding=1)
+        self.first = Conv2d(config.in_channels * config.patch**2, config.width, 3, padding=1)
         self.encoder, self.middle, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self._build()
         channels = config.width * config.multipliers[0]
         self.norm = Norm(config.norm, channels)
-        self.last = zero(nn.Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
+        self.last = zero(Conv2d(channels, config.out_channels * config.patch**2, 3, padding=1))
         self.direct = DirectPath(config) if config.direct else None
 
     def _build(self) -> None:
