@@ -56,7 +56,8 @@ class Stage:
 
     def for_sampling(self) -> Stage:
         """Weights of convolutions and linear layers once in the precision that the net computes in, instead of at each
-        evaluation: the same numbers to the last bit, for a net that is not trained further."""
+        evaluation, for a net that is not trained further. The same numbers to the last bit where gradients are on;
+        where they are off a CPU packs weights of bfloat16 (cdm.nn.packed), and sums are rounded once less."""
         self.net.eval().requires_grad_(False)
         for module in self.net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):  # what autocast casts

@@ -230,6 +230,24 @@ def test_one_pixel_far_off_costs_no_precision() -> None:
     assert (got.double() - want).norm() <= 1e-5 * want.norm()
 
 
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_and_its_slope_wherever_the_norm_ends_up(dtype: torch.dtype) -> None:
+    """From where nothing comes through to where everything does, and far beyond, each value of its own."""
+    far = [1e4, -1e4, 1e30, -1e30] + [3e38, -3e38] * (dtype == torch.bfloat16)
+    z = torch.cat([torch.linspace(-60, 60, 4800), torch.tensor(far).repeat(16)])
+    x = torch.tensor([1.0, -1.0]).expand(1, len(z), 1, 2).to(dtype).to(memory_format=torch.channels_last)
+    weight, bias = z[None].clone().requires_grad_(), torch.zeros(1, len(z), requires_grad=True)
+    y = group_norm_act(x, weight, bias, len(z), act=True, eps=0.0)
+    (slope,) = torch.autograd.grad(y[..., 0].sum(), bias)
+    wide = z.double().requires_grad_()
+    want = F.silu(wide)
+    (want_slope,) = torch.autograd.grad(want.sum(), wide)
+    rounding = 2e-4 + (2**-8 if dtype == torch.bfloat16 else 0)
+    torch.testing.assert_close(y[0, :, 0, 0].double(), want.detach(), rtol=rounding, atol=1e-7)
+    torch.testing.assert_close(slope[0].double(), want_slope, rtol=rounding, atol=1e-5)
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
