@@ -1,4 +1,4 @@
-"""A stage made ready for sampling computes the same numbers."""
+"""A stage made ready for sampling computes the same numbers, or as good ones."""
 
 from __future__ import annotations
 

@@ -41,13 +41,19 @@ def room(stages: Sequence[Stage], device: torch.device, offload: bool) -> int:
     so what it goes on with is rounded alike. Where others have taken the rest, a GPU runs out and the batch is halved;
     a process on a CPU would be killed, so there half of what is free is the limit.
     """
-    weights = [sum(parameter.nbytes for parameter in stage.net.parameters()) for stage in stages]
+    weights = [_bytes_of_weights(stage, device) for stage in stages]
     taken = (max if offload else sum)(weights) if weights else 0
     share = max(0, total_memory(device) - taken) // SHARE
     if device.type != "cpu":
         return share
     left = free_memory(device)
     return share if left is None else min(share, left // 2)
+
+
+def _bytes_of_weights(stage: Stage, device: torch.device) -> int:
+    """Those in bfloat16 are there twice on a CPU (cdm.nn.packed)."""
+    twice = {torch.bfloat16} if device.type == "cpu" else set()
+    return sum(each.nbytes * (2 if each.dtype in twice else 1) for each in stage.net.parameters())
 
 
 def choose_batch_size(stages: Sequence[Stage], device: torch.device, offload: bool = False) -> int:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from cdm.errors import UserError
@@ -59,14 +60,26 @@ def choose_device(asked: str | None = None) -> torch.device:
 
 
 def is_eager(*tensors: torch.Tensor) -> bool:
-    """Whether a call on these is computed at once by torch: nothing records, counts or compiles it, and all of them
-    have a memory. Kernels that torch does not know, or whose cost it does not count, are for such calls only."""
+    """Whether a call on these is computed at once by torch: nothing records, counts, transforms or compiles it, and all
+    of them have a memory. Kernels that torch does not know, or whose cost it does not count, are for such calls only.
+    """
     return (
         all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in tensors)  # no fake ones
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]  # vmap
+        and forward_ad._current_level < 0
     )
+
+
+def cpu_flags() -> str:
+    """What the CPU can do, in the words of Linux; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -74,12 +87,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        try:
-            with open("/proc/cpuinfo") as file:
-                flags = next((line for line in file if line.startswith("flags")), "")
-        except OSError:
-            return False
-        return "amx_bf16" in flags or "avx512_bf16" in flags
+        return bool({"amx_bf16", "avx512_bf16"} & set(cpu_flags().split()))
     return False
 
 

@@ -15,6 +15,7 @@ from cdm.conditioning import Augmented, augment_at
 from cdm.config import ConfigError, StageConfig, from_dict
 from cdm.denoiser import NetDenoiser
 from cdm.errors import UserError
+from cdm.nn import packed
 from cdm.nn.unet import UNet
 from cdm.noise.schedule import AUG_LOGSNR_MAX, aug_level_to_logsnr
 from cdm.rng import Purpose, Rng
@@ -62,6 +63,8 @@ class Stage:
         for module in self.net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):  # what autocast casts
                 module.to(self.denoiser.dtype)
+            if isinstance(module, packed.Conv2d | packed.Linear):
+                module.freeze()
         return self
 
     def check_labels(self, labels: Labels | None, count: int) -> Labels | None:

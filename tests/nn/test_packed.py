@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import TypeVar
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +21,15 @@ needs_packing = pytest.mark.skipif(not packed.works(), reason="torch is built wi
 
 def conv(channels: int, out: int, kernel: int = 3, stride: int = 1) -> Conv2d:
     torch.manual_seed(channels)
-    return Conv2d(channels, out, kernel, stride, padding=kernel // 2).bfloat16().requires_grad_(False)
+    return frozen(Conv2d(channels, out, kernel, stride, padding=kernel // 2).bfloat16())
+
+
+Kind = TypeVar("Kind", Conv2d, Linear)
+
+
+def frozen(layer: Kind) -> Kind:
+    layer.requires_grad_(False).freeze()
+    return layer
 
 
 def image(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -50,7 +60,7 @@ def test_a_packed_convolution_is_torchs(channels: int, out: int, kernel: int, st
 @needs_packing
 @torch.no_grad()
 def test_a_packed_linear_layer_is_torchs() -> None:
-    layer = Linear(48, 100).bfloat16()
+    layer = frozen(Linear(48, 100).bfloat16())
     for shape in ((16, 48), (1, 48), (2, 64, 48), (2, 3, 5, 48)):
         x = torch.randn(shape).bfloat16()
         assert layer.packed(x) is not None
@@ -60,7 +70,7 @@ def test_a_packed_linear_layer_is_torchs() -> None:
 @needs_packing
 @torch.no_grad()
 def test_a_sum_after_a_layer_is_rounded_once() -> None:
-    layer, linear = conv(32, 64), Linear(32, 64).bfloat16()
+    layer, linear = conv(32, 64), frozen(Linear(32, 64).bfloat16())
     x, other = image(3, 32, 8, 8), image(3, 64, 8, 8, seed=2)
     pixels, rest = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, other))
     for each, given, added in ((layer, x, other), (linear, pixels, rest)):
@@ -82,24 +92,40 @@ def test_written_moved_and_copied_weights_are_packed_anew() -> None:
     other = conv(17, 16)
     other.load_state_dict({"weight": torch.randn(16, 17, 3, 3).bfloat16(), "bias": torch.zeros(16).bfloat16()})
     assert torch.equal(other(image(2, 17, 8, 8)), by_torch(other, image(2, 17, 8, 8)))
+    layer.load_state_dict({name: 2 * t for name, t in layer.state_dict().items()}, assign=True)
+    assert torch.equal(layer(x), by_torch(layer, x))
+    layer.load_state_dict({name: t / 4 for name, t in layer.state_dict().items()}, assign=True)
+    assert torch.equal(layer(x), by_torch(layer, x))
+    layer.weight = nn.Parameter(3 * layer.weight, requires_grad=False)
+    assert torch.equal(layer(x), by_torch(layer, x))
+    for factor in (1, 2):
+        swapped = {"weight": factor * layer.weight, "bias": layer.bias}
+        assert torch.equal(functional_call(layer, swapped, x), by_torch(layer, x) * factor)  # bias is 0
     layer.to(torch.float32).to(torch.bfloat16)
     assert layer._packed is None
     layer(x)
     twin = copy.deepcopy(layer)
     twin.weight.mul_(3)
     assert torch.equal(twin(x), by_torch(twin, x)) and torch.equal(layer(x), by_torch(layer, x))
-    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert list(layer.state_dict()) == ["weight", "bias"] and layer.state_dict()._metadata[""]["version"] == 1
+    layer.train()
+    assert layer.packed(x) is None
 
 
 @needs_packing
 def test_in_inference_mode() -> None:
+    layer = conv(16, 16)
     with torch.inference_mode():
-        layer, x = conv(16, 16), image(2, 16, 8, 8)
-        assert torch.equal(layer(x), by_torch(layer, x))
-        assert layer.packed(x) is not None
+        x = image(2, 16, 8, 8)
+        assert layer.packed(x) is not None and torch.equal(layer(x), by_torch(layer, x))
+        other = conv(17, 16)
+        assert other.packed(image(2, 17, 8, 8)) is None  # nobody counts what is written to it
+    with torch.no_grad():
+        assert torch.equal(layer(image(2, 16, 8, 8)), by_torch(layer, x))
 
 
 @needs_packing
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # in torch's own jvp
 def test_where_a_layer_is_torchs() -> None:
     """With gradients, in other precisions, for nothing at all, and where operations are counted or recorded."""
     layer, x = conv(16, 16), image(2, 16, 8, 8)
@@ -112,12 +138,45 @@ def test_where_a_layer_is_torchs() -> None:
         assert counter.get_total_flops() == 2 * 2 * 64 * 16 * 16 * 9
         recorded = make_fx(lambda x: layer.plus(x, x))(x)
         torch.testing.assert_close(recorded(2 * x), 2 * x + layer(2 * x))
-        assert layer.to("meta")(x.to("meta")).shape == x.shape
-        wide = conv(16, 16).float()
-        assert wide.packed(x.float()) is None
+        assert copy.deepcopy(layer).to("meta")(x.to("meta")).shape == x.shape
+        assert conv(16, 16).float().packed(x.float()) is None
+        assert Conv2d(16, 16, 3).bfloat16().packed(x) is None  # not frozen
+        assert torch.equal(vmap(layer)(x[:, None])[:, 0], by_torch(layer, x))
+        _, slope = jvp(layer, (x,), (x,))
+        torch.testing.assert_close(slope, by_torch(layer, x) - layer.bias.view(-1, 1, 1), atol=0.02, rtol=0.02)
+        for wrong in (x[0, :, :, 0], x[:, :8], x.float(), x.int()):
+            assert layer.packed(wrong) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x.float()).dtype == torch.bfloat16 and layer.packed(x.float()) is not None
+        with torch.autocast("cpu", torch.float16):
+            assert layer.packed(x) is None
+        for odd in (Conv2d(16, 16, 3, padding="same"), Conv2d(16, 16, 3, padding=1, padding_mode="circular")):
+            odd = frozen(odd.bfloat16())
+            assert odd.packed(x) is None and torch.equal(odd(x), by_torch(odd, x))
     trained, x = conv(16, 16).requires_grad_(), image(2, 16, 8, 8)
     trained.plus(x, x).float().sum().backward()
     assert trained.weight.grad is not None
+
+
+@needs_packing
+@torch.no_grad()
+def test_sums_broadcast_and_hooks_are_called_as_torch_does() -> None:
+    layer, x, called = conv(16, 16), image(2, 16, 8, 8), []
+    linear = frozen(Linear(16, 24).bfloat16())
+    for other in (image(1, 16, 8, 8), image(1, 16, 1, 1), torch.tensor(2.0), image(4, 16, 8, 8)[::2]):
+        torch.testing.assert_close(layer.plus(x, other), other + layer(x), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(linear.plus(x[:, :, 0].mT, torch.ones(24).bfloat16()), 1.0 + linear(x[:, :, 0].mT))
+    layer.register_forward_hook(lambda *_: called.append(1))
+    layer.plus(x, x)
+    assert called
+
+
+@needs_packing
+@torch.no_grad()
+def test_another_size_is_packed_for_anew() -> None:
+    layer = conv(16, 16)
+    kept = [layer.packed(image(b, 16, side, side)) for b, side in ((4, 8), (2, 8), (1, 4))]
+    assert kept[0] is kept[1] and kept[1] is not kept[2]
 
 
 @torch.no_grad()

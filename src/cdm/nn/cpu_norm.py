@@ -7,15 +7,7 @@ write the memory ten times and take a fifth of a forward pass. Without a compile
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm.nn import plain_norm
+from cdm.nn import cpu_kernels, plain_norm
 from cdm.nn.plain_norm import PerSample, Pixels
-from cdm.runtime import cache_folder, is_eager
+from cdm.runtime import is_eager
 
 SOURCE = Path(__file__).with_name("cpu_norm.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 CHUNK = 16384
 """Elements of one sample that are summed at once: they stay in a fast cache between two looks."""
@@ -130,7 +121,7 @@ def works() -> bool:
         return False
     if all(_agrees(dtype, act) for dtype in NAMES for act in (True, False)):
         return True
-    _say("is wrong as this compiler builds it")
+    cpu_kernels.say("norm", "is wrong as this compiler builds it")
     return False
 
 
@@ -148,59 +139,6 @@ def _agrees(dtype: torch.dtype, act: bool) -> bool:
     return all(float((got - want).norm()) <= limit * float(want.norm()) for want, got in zip(*results, strict=True))
 
 
-def _say(what: str) -> None:
-    warnings.warn(f"the CPU kernel of the norm {what}: going on without, which is slower.", stacklevel=2)
-
-
 @cache
 def kernel() -> ctypes.CDLL | None:
-    """The kernel, built once for this source, compiler and CPU, and kept in the cache folder. None: this is not Linux,
-    there is no compiler, or it fails, which is said. ``$CXX`` is the compiler; one that is not there turns this off."""
-    try:
-        compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-        if sys.platform != "linux" or shutil.which(compiler[0]) is None:
-            return None
-        return _declared(ctypes.CDLL(str(_built(compiler))))
-    except (AttributeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
-        _say(f"could not be built or loaded ({next((line for line in lines if 'error' in line), lines[-1])})")
-        return None
-
-
-def _built(compiler: list[str]) -> Path:
-    """The file, whose name tells what it was built from and its own hash, so that a damaged one is built anew."""
-    told = (SOURCE.read_text(), *compiler, _run(*compiler, "--version"), *FLAGS, platform.machine(), _cpu())
-    folder, name = cache_folder() / "kernels", f"cpu_norm-{_hash(repr(told).encode())}"
-    for path in folder.glob(f"{name}-*.so"):
-        if path.stem == f"{name}-{_hash(path.read_bytes())}":
-            return path
-        path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        made = Path(temporary) / "cpu_norm.so"
-        _run(*compiler, *FLAGS, str(SOURCE), "-o", str(made))
-        with made.open("rb") as file:
-            path = folder / f"{name}-{_hash(file.read())}.so"
-            os.fsync(file.fileno())
-        made.replace(path)  # whole at once, whoever else builds it
-    return path
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=True, timeout=120, stdin=subprocess.DEVNULL
-    )
-    return done.stdout
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """What the kernel is built for: one built elsewhere may use instructions that this CPU lacks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
+    return cpu_kernels.load(SOURCE, "norm", _declared)

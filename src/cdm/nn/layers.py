@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdm.nn import cpu_attention
 from cdm.nn.fused_norm import group_norm_act
 from cdm.nn.packed import Linear
 from cdm.types import Image
@@ -89,34 +90,11 @@ def attend(
     """softmax(q k^T / sqrt(d)) v, by the kernel that is fast here.
 
     On a CPU torch 2.13's fused kernel loses to plain matrix products up to a few hundred pixels (fivefold in the
-    backward pass in bfloat16); above, the n x n matrix costs too much memory. In bfloat16 it loses at any size to
-    products of a part of the pairs at a time, which the backward pass would have to keep.
+    backward pass in bfloat16); above, the n x n matrix costs too much memory. (In sampling see ``cpu_attention``.)
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return _attend_in_parts(q, k, v)
     if q.device.type == "cpu" and q.shape[2] <= plain_up_to:
         return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
     return F.scaled_dot_product_attention(q, k, v)
-
-
-PAIRS = 2**21
-"""Of pixels, whose weights are there at once: they fit into a cache."""
-
-
-def _attend_in_parts(
-    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads n d"], v: Float[Tensor, "b heads n d"]
-) -> Float[Tensor, "b heads n d"]:
-    b, heads, n, d = q.shape
-    q, k, v = (t.reshape(b * heads, n, d) for t in (q * d**-0.5, k, v))
-    some = max(1, PAIRS // n**2)  # heads at once
-    rows = min(n, max(64, PAIRS // (some * n)))  # pixels of them
-    out = torch.empty_like(v)
-    for i in range(0, b * heads, some):
-        keys = k[i : i + some].transpose(1, 2)
-        for j in range(0, n, rows):
-            weights = torch.softmax(torch.bmm(q[i : i + some, j : j + rows], keys), 2)
-            torch.bmm(weights, v[i : i + some], out=out[i : i + some, j : j + rows])
-    return out.view(b, heads, n, d)
 
 
 class Attention(nn.Module):
@@ -133,11 +111,14 @@ class Attention(nn.Module):
     def forward(self, x: Image) -> Image:
         b, c, height, width = x.shape
         pixels = self.norm(x, act=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        qkv = self.qkv(pixels).reshape(b, height * width, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, self.plain_up_to).transpose(1, 2).reshape(b, height * width, c)
-        y = self.out.plus(mixed, x.permute(0, 2, 3, 1).reshape(b, height * width, c))
+        y = self.out.plus(self._mix(self.qkv(pixels)), x.permute(0, 2, 3, 1).reshape(b, height * width, c))
         return y.reshape(b, height, width, c).permute(0, 3, 1, 2)
+
+    def _mix(self, qkv: Float[Tensor, "b n c3"]) -> Float[Tensor, "b n c"]:
+        if cpu_attention.can_run(qkv, self.num_heads):
+            return cpu_attention.attend(qkv, self.num_heads)
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return attend(q, k, v, self.plain_up_to).transpose(1, 2).flatten(2)
 
 
 def halve(x: Features) -> Features:
