@@ -55,7 +55,7 @@ LETTERS := examples/letters $(if $(VAL),--data $(VAL)) $(if $(TRAIN),--train-dat
 LARGEST := --cases adm64 --without diffusers,denoising-diffusion-pytorch,imagen-pytorch --seconds 0.01
 bench: $(STAMP)
 	failed=; run() { echo "== $$*"; $(BIN)/python benchmarks/"$$@" || failed="$$failed $$1"; }; \
-	  run contention.py; run sampler_overhead.py; run scoring.py; run norm.py; \
+	  run contention.py; run sampler_overhead.py; run scoring.py; run kernels.py; \
 	  run throughput.py --compile $(PEER); run throughput.py $(LARGEST) $(PEER); \
 	  run few_evaluations.py $(LETTERS) --work $(BENCH_WORK)/few -n 5120 --long-images 512 \
 	    --fast dpmpp_sde:profile:16,dpmpp_sde:logsnr:8; \

@@ -111,10 +111,11 @@ class Attention(nn.Module):
     def forward(self, x: Image) -> Image:
         b, c, height, width = x.shape
         pixels = self.norm(x, act=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        y = self.out.plus(self._mix(self.qkv(pixels)), x.permute(0, 2, 3, 1).reshape(b, height * width, c))
+        y = self.out.plus(self.mix(self.qkv(pixels)), x.permute(0, 2, 3, 1).reshape(b, height * width, c))
         return y.reshape(b, height, width, c).permute(0, 3, 1, 2)
 
-    def _mix(self, qkv: Float[Tensor, "b n c3"]) -> Float[Tensor, "b n c"]:
+    def mix(self, qkv: Float[Tensor, "b n c3"]) -> Float[Tensor, "b n c"]:
+        """Values of all pixels, weighed."""
         if cpu_attention.can_run(qkv, self.num_heads):
             return cpu_attention.attend(qkv, self.num_heads)
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -1,9 +1,9 @@
-"""What the CPU kernel of the norm gains: the norm alone, and whole nets, with it and by torch's operations.
+"""What the CPU kernels gain: norm and attention alone, and whole nets, with them and by torch's operations.
 
-    python benchmarks/norm.py [--out benchmarks/results/norm.json]
+    python benchmarks/kernels.py [--out benchmarks/results/kernels.json]
 
 Shapes and nets are those of throughput.py, in the precision that the machine is fast at; both take turns, so that a
-busy moment hits both, and ratios are of one round's pairs. Needs Linux and a C++ compiler.
+busy moment hits both, and ratios are of one round's pairs. Needs Linux and a C++ compiler; attention also AVX512-BF16.
 """
 
 from __future__ import annotations
@@ -24,34 +24,39 @@ from record import check_out, made, one_sentence, save
 from torch import nn
 
 from cdm.errors import UserError
-from cdm.nn import cpu_norm
+from cdm.nn import cpu_attention, cpu_norm
 from cdm.nn.fused_norm import group_norm_act
+from cdm.nn.layers import Attention
 from cdm.runtime import choose_dtype, precision_name, set_threads
 
-SCRIPT = "norm.py"
+SCRIPT = "kernels.py"
 KERNEL, TORCH = "kernel", "torch"
 ROUNDS, SECONDS, GROUPS = 7, 1.0, 32
 SHAPES = ((16, 64, 32, 32), (16, 128, 8, 8), (64, 64, 8, 8))
+ATTENTION = ((64, 2, 64, 32), (16, 2, 256, 64), (2, 6, 1024, 64))  # images, heads, pixels, channels of a head
 NETS = CASES[:2]
 
 
 @contextmanager
 def without_kernel() -> Iterator[None]:
-    with patch.object(cpu_norm, "can_run", lambda *_: False):
+    with patch.object(cpu_norm, "can_run", lambda *_: False), patch.object(cpu_attention, "can_run", lambda *_: False):
         yield
 
 
 def pair(contender: Contender) -> list[Contender]:
-    """The contender with the kernel, and without."""
+    """The contender with the kernels, and without."""
 
-    def slow(call: Callable[[], object]) -> Callable[[], object]:
+    def slow(call: Callable[[], object] | None) -> Callable[[], object] | None:
+        if call is None:
+            return None
+
         def run() -> object:
             with without_kernel():
                 return call()
 
         return run
 
-    other = replace(contender, name=TORCH, train=slow(contender.train), forward=slow(contender.forward))
+    other = replace(contender, name=TORCH, train=slow(contender.train), forward=slow(contender.forward) or object)
     return [replace(contender, name=KERNEL), other]
 
 
@@ -71,10 +76,23 @@ def norm_alone(shape: tuple[int, ...], dtype: torch.dtype) -> Contender:
     return Contender("", train, forward, nn.Identity(), 1)
 
 
+def attention_alone(shape: tuple[int, int, int, int]) -> Contender:
+    """From q, k and v as the layer has them to its mixed values. Without gradients only."""
+    images, heads, pixels, channels = shape
+    layer = Attention(heads * channels, heads, "group")
+    qkv = torch.randn(images, pixels, 3 * heads * channels, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    @torch.no_grad()
+    def forward() -> object:
+        return layer.mix(qkv)
+
+    return Contender("", None, forward, nn.Identity(), 1)
+
+
 def compared(contender: Contender, unit: str, per: Callable[[float], float]) -> dict[str, Any]:
-    """Of both, ``per`` of the rate, and how many times as fast the kernel makes it."""
+    """Of both, ``per`` of the rate, and how many times as fast the kernels make it."""
     told: dict[str, Any] = {}
-    for what in ("forward", "train"):
+    for what in ("forward",) if contender.train is None else ("forward", "train"):
         rates = alternate(pair(contender), what, ROUNDS, SECONDS, torch.device("cpu"))
         told[what] = {unit: {name: spread([per(rate) for rate in found]) for name, found in rates.items()}}
         told[what]["times"] = spread([a / b for a, b in zip(rates[KERNEL], rates[TORCH], strict=True)])
@@ -91,11 +109,15 @@ def tell(name: str, told: dict[str, Any], unit: str) -> None:
 def measure() -> dict[str, Any]:
     cpu = torch.device("cpu")
     dtype = choose_dtype("auto", cpu)
-    results: dict[str, Any] = {"precision": precision_name(dtype), "norm": {}, "nets": {}}
+    results: dict[str, Any] = {"precision": precision_name(dtype), "norm": {}, "attention": {}, "nets": {}}
     for shape in SHAPES:
         name = "x".join(map(str, shape))
         results["norm"][name] = compared(norm_alone(shape, dtype), "ms", lambda rate: 1000 / rate)
         tell(name, results["norm"][name], "ms")
+    for shape in ATTENTION if cpu_attention.works() else ():
+        name = "x".join(map(str, shape))
+        results["attention"][name] = compared(attention_alone(shape), "ms", lambda rate: 1000 / rate)
+        tell(f"attention {name}", results["attention"][name], "ms")
     for case in NETS:
         results["nets"][case.name] = net_compared(case, dtype)
         tell(case.name, results["nets"][case.name], "images/s")
@@ -110,7 +132,7 @@ def net_compared(case: Case, dtype: torch.dtype) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "norm.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kernels.json")
     options = parser.parse_args(argv)
     with one_sentence(SCRIPT):
         check_out(options.out)
