@@ -52,8 +52,8 @@ def room(stages: Sequence[Stage], device: torch.device, offload: bool) -> int:
 
 def _bytes_of_weights(stage: Stage, device: torch.device) -> int:
     """Those in bfloat16 are there twice on a CPU (cdm.nn.packed)."""
-    twice = {torch.bfloat16} if device.type == "cpu" else set()
-    return sum(each.nbytes * (2 if each.dtype in twice else 1) for each in stage.net.parameters())
+    packed = device.type == "cpu"
+    return sum(each.nbytes * (2 if packed and each.dtype == torch.bfloat16 else 1) for each in stage.net.parameters())
 
 
 def choose_batch_size(stages: Sequence[Stage], device: torch.device, offload: bool = False) -> int:

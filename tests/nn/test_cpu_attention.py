@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,6 @@ from cdm.nn import cpu_attention
 from cdm.nn.layers import Attention
 
 needs_kernel = pytest.mark.skipif(not cpu_attention.works(), reason="no compiler or no AVX512-BF16: no kernel")
-
-
-@pytest.fixture
-def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder; what is built in it is forgotten afterwards."""
-    monkeypatch.setenv("CDM_CACHE", str(tmp_path))
-    forget()
-    yield tmp_path
-    forget()
-
-
-def forget() -> None:
-    for function in (cpu_attention.kernel, cpu_attention.works):
-        function.cache_clear()
 
 
 def make_qkv(b: int, n: int, heads: int, d: int, scale: float = 2.0) -> torch.Tensor:
@@ -93,6 +78,9 @@ def test_scores_of_any_size_and_what_is_not_finite() -> None:
     )
     same = torch.ones_like(qkv)
     assert torch.equal(cpu_attention.attend(same, 2), torch.ones(1, 32, 32).bfloat16())
+    huge = make_qkv(2, 48, 2, 48)  # by a scale that is no power of two
+    huge[..., :192] *= 1e5
+    torch.testing.assert_close(cpu_attention.attend(huge, 2).double(), truth(huge, 2), rtol=0.01, atol=0.05)
     qkv[0, 3, 0] = float("nan")  # of the first head's queries
     y = cpu_attention.attend(qkv, 2)
     assert torch.isnan(y[0, 3, :16]).all() and torch.isfinite(y[0, :, 16:]).all() and torch.isfinite(y[0, :3]).all()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jaxtyping import TypeCheckError
+from tests.nn.conftest import forget
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -16,20 +17,6 @@ from cdm.nn import cpu_norm
 from cdm.nn.fused_norm import group_norm_act
 
 needs_kernel = pytest.mark.skipif(not cpu_norm.works(), reason="no compiler: no kernel of the norm")
-
-
-def forget() -> None:
-    for function in (cpu_norm.kernel, cpu_norm.works):
-        function.cache_clear()
-
-
-@pytest.fixture
-def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder; what is built in it is forgotten afterwards."""
-    monkeypatch.setenv("CDM_CACHE", str(tmp_path))
-    forget()
-    yield tmp_path
-    forget()
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> list[torch.Tensor]:

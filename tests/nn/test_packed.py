@@ -101,6 +101,8 @@ def test_written_moved_and_copied_weights_are_packed_anew() -> None:
     for factor in (1, 2):
         swapped = {"weight": factor * layer.weight, "bias": layer.bias}
         assert torch.equal(functional_call(layer, swapped, x), by_torch(layer, x) * factor)  # bias is 0
+    layer.bias.data = layer.bias.float()  # type: ignore[union-attr]
+    assert layer.packed(x) is None
     layer.to(torch.float32).to(torch.bfloat16)
     assert layer._packed is None
     layer(x)

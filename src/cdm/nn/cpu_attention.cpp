@@ -68,9 +68,9 @@ inline void store(uint16_t* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (_
 float weigh(const float* s, long n, float scale, uint16_t* weights) {
   __m512 top = _mm512_loadu_ps(s), by = _mm512_set1_ps(scale), sum = _mm512_setzero_ps();
   for (long j = LANES; j < n; j += LANES) top = _mm512_max_ps(top, _mm512_loadu_ps(s + j));
-  __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(top) * scale);
+  __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(top));
   for (long j = 0; j < n; j += LANES) {
-    __m512 e = fast_exp(_mm512_fmsub_ps(_mm512_loadu_ps(s + j), by, most));
+    __m512 e = fast_exp(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(s + j), most), by));
     sum = _mm512_add_ps(sum, e);
     store(weights + j, e);
   }

@@ -58,6 +58,8 @@ class _Packs(nn.Module):
         weight = self.weight
         if weight.dtype != torch.bfloat16 or not x.device.type == weight.device.type == "cpu":
             return None
+        if self.bias is not None and self.bias.dtype != weight.dtype:
+            return None
         if weight.is_inference() or not (is_eager(x, weight) and works()):
             return None
         if x.numel() == 0 or not (_is_bf16(x) and self._takes(x)):
@@ -68,7 +70,8 @@ class _Packs(nn.Module):
         return self._packed[0]
 
     def _can_pack(self) -> bool:
-        return self.bias is None or self.bias.dtype == self.weight.dtype
+        """Whether oneDNN has a layer like this."""
+        raise NotImplementedError
 
     def _takes(self, x: Tensor) -> bool:
         """Whether ``x`` has the shape of an input."""
@@ -109,7 +112,7 @@ class Conv2d(_Packs, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOver
     """nn.Conv2d."""
 
     def _can_pack(self) -> bool:
-        return super()._can_pack() and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return self.padding_mode == "zeros" and not isinstance(self.padding, str)
 
     def _takes(self, x: Tensor) -> bool:
         return x.ndim == 4 and x.shape[1] == self.in_channels
@@ -136,7 +139,7 @@ class Linear(_Packs, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOver
     """nn.Linear."""
 
     def _can_pack(self) -> bool:
-        return super()._can_pack() and self.out_features > 0
+        return self.out_features > 0
 
     def _takes(self, x: Tensor) -> bool:
         return x.ndim > 1 and x.shape[-1] == self.in_features
