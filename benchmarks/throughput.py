@@ -8,6 +8,7 @@ skipped by name. First a check that our net and those of guided-diffusion and di
 are loaded into ours, and outputs, parameters and FLOPs are compared; a difference ends the run. The other two keep
 their own architecture with about as many parameters, and have a table of their own. Then all take turns, in one
 process: every round times each contender once, and the ratios are of one round's pairs, so a busy moment hits both.
+What bounds us takes turns as well: a large matrix product and, on a CPU, our convolutions and linear layers alone.
 Memory is kept for all of them as the command ``cdm`` keeps it (cdm.heap).
 
 Training: forward, backward, clipping of gradients, AdamW, one average of the weights. Ours is the whole update of
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import torch
 from peers import guided_diffusion, ours, training
-from peers.bounds import convolutions_alone, matmul_peak
+from peers.bounds import convolutions_alone, matrix_product
 from peers.cases import CASES, Case, Contender, inputs, wake
 from peers.roster import PEERS, OtherPeer, Present, folders, present, release, short
 from peers.timing import alternate, counted, parameters, spread
@@ -105,11 +105,15 @@ def attempt(label: str, make: Callable[[], T], left_out: set[str]) -> list[T]:
 def compared(rates: dict[str, list[float]], mine: str, names: Sequence[str]) -> dict[str, Any]:
     """Images per second of ours and those of these peers that were timed, and ours over theirs, round by round."""
     names = [name for name in names if name in rates]
-    quotients = {name: [a / b for a, b in zip(rates[mine], rates[name], strict=True)] for name in names}
     return {
         "images_per_s": {name: spread(rates[name]) for name in (mine, *names)},
-        "ratio": {name: spread(values) for name, values in quotients.items()},
+        "ratio": {name: spread(quotients(rates[mine], rates[name])) for name in names},
     }
+
+
+def quotients(rates: list[float], others: list[float]) -> list[float]:
+    """Of one round each."""
+    return [a / b for a, b in zip(rates, others, strict=True)]
 
 
 def tell(what: str, mine: str, told: dict[str, Any]) -> None:
@@ -188,19 +192,20 @@ def measure(
     peers = replace(peers, same=list(built))
     line = line_up(case, device, peers, own, left_out)
     mine, *others = line.flops
-    peak = matmul_peak(device, dtype)
-    result: dict[str, Any] = {"own": own, "same": same, "batch": case.batch, "matmul_peak_tflops": peak / 1e12}
-    if device.type == "cpu":
-        result["convolutions_alone"] = convolutions_alone(case, device, dtype)
+    product = matrix_product(device, dtype)
+    alone = [convolutions_alone(case, device, dtype)] if device.type == "cpu" else []
+    result: dict[str, Any] = {"own": own, "same": same, "batch": case.batch}
     if others:
         result["own_architecture"] = {"sizes": line.sizes}
     for what, passes in PASSES.items():
-        rates = alternate(line.contenders, what, options.rounds, options.seconds, device)
+        rates = alternate([*line.contenders, product, *alone], what, options.rounds, options.seconds, device)
         result[what] = compared(rates, mine, line.same)
-        per_s = statistics.median(rates[mine])
-        result[what]["share_of_matmul_peak"] = per_s * own["flops"] * passes / peak
-        if device.type == "cpu":
-            result[what]["share_of_convolutions_alone"] = per_s / result["convolutions_alone"][what]
+        flops = [rate * own["flops"] * passes for rate in rates[mine]]
+        result[what]["matmul_peak_tflops"] = spread([peak / 1e12 for peak in rates[product.name]])
+        result[what]["share_of_matmul_peak"] = spread(quotients(flops, rates[product.name]))
+        for bound in alone:
+            result[what]["convolutions_alone"] = spread(rates[bound.name])
+            result[what]["share_of_convolutions_alone"] = spread(quotients(rates[mine], rates[bound.name]))
         tell(what, mine, result[what])
         if others:
             told = by_flops(compared(rates, mine, others), mine, line.flops, passes)
