@@ -13,7 +13,7 @@ from tests.fakes import cascade_config, random_cascade, random_stage, save_run, 
 from torch import Tensor
 
 import cdm.cascade
-from cdm.cascade import Cascade, Samples, _integers, image_seed, run_stage
+from cdm.cascade import Cascade, Samples, _batch, _integers, image_seed, run_stage
 from cdm.conditioning import augment_for_training, quantise, upsample
 from cdm.config import AugmentationConfig, ConfigError, SamplingConfig, ScheduleConfig
 from cdm.data.pixels import to_images
@@ -406,6 +406,20 @@ def test_labels_and_seeds_are_lists_of_whole_numbers(values):
     with pytest.raises(UserError, match=r"got seeds .*expected a list of whole numbers"):
         _integers("seeds", values)
     assert _integers("labels", [1, 2]).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("low_res", "got"),
+    [
+        ("small.png", "'small.png'"),
+        (torch.zeros(3, 8, 8), "a torch.float32 tensor [3, 8, 8]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "a torch.uint8 tensor [2, 3, 8, 8]"),
+    ],
+)
+def test_low_res_is_a_batch_of_floats(low_res, got):
+    with pytest.raises(UserError, match=re.escape(f"got low_res {got}; expected a tensor [B, C, h, w] of floats")):
+        _batch(low_res)
+    assert _batch(torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ class Cascade:
             raise UserError(f"got batch_size {batch_size}; expected at least 1.")
         all_labels = None if labels is None else _integers("labels", labels)
         all_seeds = None if seeds is None else _integers("seeds", seeds)
+        low_res = None if low_res is None else _batch(low_res)
         given = [len(x) for x in (all_labels, all_seeds, low_res) if x is not None]
         count = num_images if num_images is not None else (given or [1])[0]
         all_seeds = torch.arange(count) if all_seeds is None else all_seeds
@@ -243,11 +244,8 @@ class Cascade:
                 f"got low_res images of shape {tuple(low_res.shape[1:])}; expected {wanted} (channels, height, width), "
                 "the base's: resize them."
             )
-        if low_res is not None and not (low_res.is_floating_point() and bool((low_res.abs() <= 1).all())):
-            raise UserError(
-                f"got low_res images of {low_res.dtype} that are not all in [-1, 1]; expected floats in [-1, 1]: "
-                "uint8 ones become such as x.float() / 127.5 - 1."
-            )
+        if low_res is not None and not bool((low_res.abs() <= 1).all()):
+            raise UserError("got low_res images that are not all in [-1, 1]; expected 8-bit ones as x / 127.5 - 1.")
         if int(seeds.min()) < 0:
             raise UserError(f"got the seed {int(seeds.min())}; expected 0 or more.")
 
@@ -347,6 +345,17 @@ def _integers(name: str, values: object) -> Int64[Tensor, " b"]:
             + (" (cascade.class_names.index(name) is a class's number)." if name == "labels" else ".")
         ) from None
     return given.to(torch.int64)
+
+
+def _batch(low_res: object) -> Image:
+    """``low_res``, if it is a tensor of several images; whether they fit is another question."""
+    if isinstance(low_res, Tensor) and low_res.ndim == 4 and low_res.is_floating_point():
+        return low_res
+    got = f"a {low_res.dtype} tensor {list(low_res.shape)}" if isinstance(low_res, Tensor) else f"{low_res!r:.60}"
+    raise UserError(
+        f"got low_res {got}; expected a tensor [B, C, h, w] of floats in [-1, 1]: files go by `cdm upscale`, and uint8 "
+        "images become such as x.float() / 127.5 - 1."
+    )
 
 
 @dataclass(frozen=True)
