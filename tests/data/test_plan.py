@@ -1,13 +1,14 @@
 """Stage sizes: planned from the data, or checked as the user gave them."""
 
 import io
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from cdm.data.plan import check_sizes, plan_sizes, scan_sizes
+from cdm.data.plan import Sizes, check_sizes, lost_images, plan_sizes, scan_sizes
 from cdm.data.source import open_source
 from cdm.errors import UserError
 
@@ -42,6 +43,26 @@ def test_too_small_to_plan():
         plan_sizes(5)
 
 
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ((64,) * 9 + (63,), None),  # a tenth is no matter
+        (
+            (64,) * 8 + (63,) * 2,
+            "20% of the images are smaller than the planned 64 pixels and will be skipped; --sizes 16,32 leaves out 0%",
+        ),
+        ((300,) * 12 + (200,) * 7 + (20,), "40% .* planned 256 pixels .*; --sizes 32,128 leaves out 5%"),
+        ((300,) * 12 + (9,) * 8, "40% .* planned 256 pixels .*; --sizes 8 leaves out 0%"),
+        ((12,) * 8 + (6,) * 2, "20% of the images are smaller than the planned 8 pixels and will be skipped$"),
+        ((40,) * 8 + (6,) * 2, "20% .* planned 32 pixels and will be skipped$"),
+    ],
+)
+def test_a_plan_that_leaves_images_out_is_told_with_one_that_does_not(sides, message):
+    found = Sizes(sides, False)
+    told = lost_images(found, plan_sizes(found.median))
+    assert told is None if message is None else told is not None and re.match(message, told), told
+
+
 @pytest.mark.parametrize(("text", "sizes"), [("16,32,64", (16, 32, 64)), (" 32 ", (32,)), ("24, 72", (24, 72))])
 def test_sizes_that_work(text, sizes):
     assert check_sizes(text) == sizes
@@ -71,7 +92,7 @@ def test_scan_reads_the_median_of_the_shorter_sides(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
     sizes = scan_sizes(open_source(tmp_path))
-    assert (sizes.median, sizes.has_16_bit, sizes.counted) == (40, False, 3)
+    assert (sizes.median, sizes.has_16_bit, sorted(sizes.sides)) == (40, False, [30, 40, 50])
 
 
 @pytest.mark.parametrize("kind", ["png", "npy"])
@@ -91,7 +112,7 @@ def test_scan_of_a_sample_is_spread_evenly(tmp_path):
         PILImage.new("L", (10 + i, 200)).save(buffer, "PNG")
         (tmp_path / f"{i:03d}.png").write_bytes(buffer.getvalue())
     sizes = scan_sizes(open_source(tmp_path), sample=11)
-    assert sizes.counted == 11
+    assert len(sizes.sides) == 11
     assert abs(sizes.median - 60) <= 1
 
 

@@ -14,15 +14,24 @@ from cdm.errors import UserError
 
 MAX_TARGET = 256
 MIN_SIZE = 8
+FEW = 0.1
+"""Smaller images than the planned top stage are no matter up to this share."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the headers of a sample of the images say. ``median``: of the shorter sides; ``has_16_bit``: any 16-bit."""
+    """What the headers of a sample of the images say. ``sides``: the shorter ones; ``has_16_bit``: any 16-bit."""
 
-    median: int
+    sides: tuple[int, ...]
     has_16_bit: bool
-    counted: int
+
+    @property
+    def median(self) -> int:
+        return int(np.median(self.sides))
+
+    def smaller_than(self, size: int) -> float:
+        """Share of the images."""
+        return sum(side < size for side in self.sides) / len(self.sides)
 
 
 def scan_sizes(source: Source, sample: int = 2000) -> Sizes:
@@ -30,13 +39,13 @@ def scan_sizes(source: Source, sample: int = 2000) -> Sizes:
     if source.letters:
         from cdm.data.letters import NATIVE_SIZE  # draws with torch, which checking sizes must not wait for
 
-        return Sizes(NATIVE_SIZE, False, len(source))
+        return Sizes((NATIVE_SIZE,), False)
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int))
     headers = [header for i in rows.tolist() if (header := _header(source, i))]
     if not headers:
         raise UserError(f"none of {len(rows)} files looked at in {source.where!r} is an image; expected image files.")
     sides, deep = zip(*headers, strict=True)
-    return Sizes(int(np.median(sides)), any(deep), len(headers))
+    return Sizes(sides, any(deep))
 
 
 def _header(source: Source, i: int) -> tuple[int, bool] | None:
@@ -72,6 +81,21 @@ def plan_sizes(median: int) -> tuple[int, ...]:
     while sizes[0] > base:
         sizes.insert(0, max(sizes[0] // 4, base))
     return tuple(sizes)
+
+
+def lost_images(found: Sizes, sizes: tuple[int, ...]) -> str | None:
+    """A sentence on the images that the planned sizes leave out, where they are more than few; else None."""
+    lost = found.smaller_than(sizes[-1])
+    if lost <= FEW:
+        return None
+    told = f"{lost:.0%} of the images are smaller than the planned {sizes[-1]} pixels and will be skipped"
+    lower = sizes[-1] // 2
+    while lower > MIN_SIZE and found.smaller_than(lower) > FEW:
+        lower //= 2
+    if lower < MIN_SIZE or found.smaller_than(lower) >= lost:
+        return told
+    kept = ",".join(map(str, plan_sizes(lower)))
+    return f"{told}; --sizes {kept} leaves out {found.smaller_than(lower):.0%}"
 
 
 def check_sizes(text: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from cdm.data.ahead import Ahead
 from cdm.data.arrays import load_images
 from cdm.data.batches import Pyramid, TrainingImages
 from cdm.data.image_array import ImageArray
-from cdm.data.plan import plan_sizes, scan_sizes
+from cdm.data.plan import lost_images, plan_sizes, scan_sizes
 from cdm.data.source import LETTERS_SPEC, Source, open_source
 from cdm.data.split import split_rows
 from cdm.errors import UserError
@@ -128,7 +128,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     val_fingerprint = None if val_source is None else val_source.fingerprint
     if stored is not None:
         check_same_data(stored, source.fingerprint, val_fingerprint, request)
-    sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source)
+    sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source, say)
     array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
     if run is not None:
         array = array.with_classes(run.class_names)  # changed data may have other folders
@@ -209,8 +209,12 @@ def _stored(out: Path) -> dict[str, Any] | None:
     return recorded_training(out)
 
 
-def _sizes_from(source: Source) -> tuple[int, ...]:
-    return plan_sizes(scan_sizes(source).median)
+def _sizes_from(source: Source, say: Say) -> tuple[int, ...]:
+    found = scan_sizes(source)
+    sizes = plan_sizes(found.median)
+    if lost := lost_images(found, sizes):
+        say(f"warning: {lost}")
+    return sizes
 
 
 def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig | None = None) -> ImageArray:
