@@ -32,6 +32,18 @@ def test_devices_are_chosen_by_themselves_or_as_asked():
     assert choose_device("cpu") == CPU
 
 
+@pytest.mark.parametrize(("rank", "number"), [("0", 0), ("1", 1), ("3", 1)])
+def test_processes_of_torchrun_have_a_gpu_each(monkeypatch, rank, number):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device() == torch.device("cuda") and not current
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert choose_device() == choose_device("auto") == torch.device("cuda", number)
+    assert current == [torch.device("cuda", number)] * 2
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -25,6 +25,7 @@ from cdm.evaluate.extractors.base import Extractor
 from cdm.evaluate.extractors.domain import cached_domain
 from cdm.evaluate.stats import FeatureStats
 from cdm.pipeline.evaluate_extractors import DOMAIN_SEED
+from cdm.pipeline.generate import no_progress
 from cdm.pipeline.held_out import recorded_rows
 from cdm.pipeline.processes import Processes
 from cdm.pipeline.reference import RealImages, ReferenceCache, load_array, make_real, pixels_of
@@ -62,7 +63,7 @@ def open_bench(options: argparse.Namespace, size: int) -> Bench:
 def real_images(options: argparse.Namespace, size: int) -> tuple[RealImages, RealImages]:
     """Those trained on and those kept."""
     train, val = (
-        make_real(role, spec, load_array(spec, size, 3, None, print))
+        make_real(role, spec, load_array(spec, size, 3, None, print, no_progress))
         for role, spec in (("train", options.data), ("val", options.val))
     )
     return train, val

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cdm.config import FORMAT_VERSION
-from cdm.errors import CorruptError, UserError
+from cdm.errors import CorruptError, UserError, is_out_of_memory
 
 UPGRADES: dict[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {}
 """Format version n to a function (file name, body or meta of version n) -> body of version n + 1."""
@@ -273,8 +273,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         body = json.loads(info)
     except KeyError as error:
         raise _damaged(path, "it has no checksum, or a type of numbers that cdm does not write") from error
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except SafetensorError as error:
         raise _damaged(path, "it is not a whole safetensors file") from error
+    except (OSError, RuntimeError) as error:  # torch's words for a failed mmap; the file may be whole
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} cannot be read ({error}); expected a disk that can be: try again.") from error
     return tensors, _current(path, body["format_version"], body["meta"])
 
 

@@ -219,8 +219,8 @@ class Cascade:
         return tuple(images), tuple(evaluations), tuple(saved)
 
     def auto_batch_size(self, stop_after: int | None = None) -> int:
-        """Images at once that the memory has room for, up to stage ``stop_after`` (None: all); the same in every call
-        on the same machine. See ``batching.choose_batch_size``."""
+        """Images at once that the memory has room for, up to stage ``stop_after`` (None: all). See
+        ``batching.choose_batch_size``."""
         running = self.stages if stop_after is None else self.stages[: stop_after + 1]
         return choose_batch_size(running, self.device, self.offload)
 

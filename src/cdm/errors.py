@@ -9,8 +9,8 @@ class CorruptError(UserError):
     """A file of a run is damaged: half written, truncated or changed."""
 
 
-_FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""How torch on a CPU, CUDA, and its libraries for convolutions and matrices say so."""
+_FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Cannot allocate memory")
+"""How torch on a CPU, CUDA, its libraries for convolutions and matrices, and Linux say so."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

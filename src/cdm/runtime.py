@@ -37,13 +37,17 @@ def cache_folder() -> Path:
 
 
 def choose_device(asked: str | None = None) -> torch.device:
-    """``asked`` as torch spells it; None: CUDA where it is there, else the CPU. A GPU asked for by number becomes
-    torch's current one, which streams and recordings go to.
+    """``asked`` as torch spells it; None: CUDA where it is there, else the CPU; to each process that ``torchrun``
+    starts its own GPU. One with a number becomes torch's current one, which streams and recordings go to.
 
     Apple's MPS is refused: it has no float64, which noise levels are computed in.
     """
     if asked in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if "LOCAL_RANK" not in os.environ:
+            return torch.device("cuda")
+        asked = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(asked)
     except RuntimeError as error:

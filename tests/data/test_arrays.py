@@ -304,6 +304,21 @@ def test_several_frames_or_pages_are_told(tmp_path):
     assert array.images[1].max() == 0, "the first page is black"
 
 
+@pytest.mark.parametrize("suffix", ["gif", "tif"])
+def test_several_frames_cut_short_are_skipped_and_named(tmp_path, suffix):
+    """Wherever the file ends: the first frame may be whole, and counting the others fails in many ways."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    frames = [PILImage.fromarray(each) for each in noise]
+    frames[0].save(tmp_path / f"whole.{suffix}", save_all=True, append_images=frames[1:])
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    for length in range(8, len(whole), 7):
+        (tmp_path / f"{length:04d}.{suffix}").write_bytes(whole[:length])
+    array = load_images(open_source(tmp_path), 16)
+    assert f"whole.{suffix}" in array.names and len(array.skipped) > 20
+    assert len(array) + len(array.skipped) == len(open_source(tmp_path))
+    assert all("damaged image" in reason or "not an image" in reason for _, reason in array.skipped)
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_cache_is_not_used_for_images_changed_in_place(tmp_path, kind):
     """Other pixels under the same name and of the same size in bytes."""

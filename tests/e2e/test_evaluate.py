@@ -93,6 +93,24 @@ def test_without_classes_there_is_no_score_and_the_reason_is_told(evaluated, rea
     refused(ran, "CAS needs classes", "report.html")
 
 
+def test_stages_are_not_compared_where_the_real_images_have_no_classes(trained, real, own, cache, tmp_path):
+    """The run's images have classes, those carried up from real ones would have none."""
+    (tmp_path / "plain").mkdir()
+    for i, path in enumerate(sorted((real / "val").rglob("*.png"))):
+        shutil.copy(path, tmp_path / "plain" / f"{i}.png")
+    ran = run_here(
+        "evaluate", trained.folder, "--data", tmp_path / "plain", *own, "--out", tmp_path / "out", "--dry-run"
+    )
+    succeeded(ran, "no diagnosis: the run draws classes, and validation images without class folders have none")
+
+
+def test_an_npz_in_the_home_folder_is_found(evaluated, real, own, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "val.npz", np.zeros((8, 16, 16, 3), np.uint8))
+    ran = run_here("evaluate", evaluated / "images", "--data=~/val.npz", *own, "--out", tmp_path / "out", "--dry-run")
+    succeeded(ran, "8 images of", "val.npz")
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 

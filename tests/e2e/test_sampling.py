@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from tests.e2e.command import refused, run, succeeded
+from tests.e2e.command import refused, run, run_here, succeeded
 from tests.e2e.conftest import made_once
+from tests.fakes import random_cascade, save_run, stage_config
 
 from cdm import artifacts
 from cdm.artifacts import load_json, save_json
@@ -90,6 +91,21 @@ def test_again_remakes_byte_by_byte(sampled, tmp_path):
     path = sampled / "dog" / "dog-seed0-00001.png"
     succeeded(run("sample", "--again", path, "--out", tmp_path), "equal in every pixel")
     assert (tmp_path / "dog-seed0-00001-again.png").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["new", "new.png", "new.npy"])
+def test_again_of_what_png_cannot_hold(tmp_path, name):
+    """Five channels: the new file is named as it is, and one that is there already is kept."""
+    run_folder = save_run(tmp_path / "run", random_cascade(stage_config(8, channels=5)))
+    succeeded(run_here("sample", run_folder, "-n", 1, "--steps", 2, "--out", tmp_path / "made"))
+    (path,) = (tmp_path / "made").glob("*.npy")
+    again = ("sample", run_folder, "--again", path, "--out", tmp_path / name)
+    new = tmp_path / (name if name.endswith(".npy") else f"{name}.npy")
+    succeeded(run_here(*again), f"remade in {new}, equal in every pixel")
+    assert np.array_equal(np.load(new), np.load(path))
+    refused(run_here(*again), f"{new} exists already", "--force")
+    new.unlink()
+    refused(run_here(*again), f"{new.with_suffix('.json')} exists already", "--force")
 
 
 def test_again_with_other_weights_is_refused(sampled, trained, tmp_path):
@@ -221,6 +237,15 @@ def test_upscale_resizes_what_has_another_size_and_says_so(trained, tmp_path):
             assert picture.size == (16, 16)
 
 
+def test_upscale_that_is_interrupted_says_what_there_is(trained, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdm.cli.upscale.upscale_to_files", interrupted)
+    ran = run_here("upscale", trained.folder, "a.png", "--out", tmp_path / "up")
+    assert ran.code == 130 and "images are written at the end: give the same command again" in ran.err, ran
+
+
 def upscale_text(folder):
     (folder / "notes.png").write_text("not a picture")
     return (folder / "notes.png",), ("notes.png", "not an image", "expected an image file")
@@ -260,6 +285,11 @@ def test_info_tells_stages_classes_and_weights(trained):
     ran = run("info", trained.folder)
     succeeded(ran, "8 -> 16 pixels", "recipe demo", "2 classes: cat, dog", "640 images", "gaussian")
     assert max(map(len, ran.out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("flag", [("-n", "3"), ("--device", "cpu"), ("--precision", "fp32")], ids=lambda flag: flag[0])
+def test_info_refuses_what_is_for_the_bound(trained, flag):
+    refused(run_here("info", trained.folder, *flag), f"{flag[0]} {flag[1]} without --bits-per-dim", "expected both")
 
 
 def test_info_of_a_name_too_long():

@@ -8,6 +8,7 @@ import torch
 from tests.evaluate.toy import bars
 
 from cdm.evaluate import cas as module
+from cdm.evaluate import cas_net
 from cdm.evaluate.cas import CasResult, Labelled, NotApplicable, cas, find_schedule, seeds_and_images
 from cdm.evaluate.cas_net import choose_net, train_ranks
 
@@ -152,13 +153,17 @@ def test_interval_is_never_empty():
     assert same.low < 0 < same.high  # type: ignore[operator]
 
 
-def test_net_by_size_and_device():
+def test_net_by_size_and_device(monkeypatch):
+    monkeypatch.setattr(cas_net, "find_spec", lambda name: name == "transformers")
     assert choose_net("auto", (64, 64), 3, 10, CPU).name == "small ResNet"
     slow = choose_net("auto", (256, 256), 3, 10, CPU)
     assert (slow.name, slow.side) == ("small ResNet", 64) and "too long on a CPU" in slow.why
     large = choose_net("auto", (256, 256), 3, 10, torch.device("cuda"))
     assert (large.name, large.side) == ("ResNet-50", 224)
     assert choose_net("resnet50", (96, 96), 3, 10, CPU).side == 96
+    monkeypatch.setattr(cas_net, "find_spec", lambda name: None)
+    lacking = choose_net("auto", (256, 256), 3, 10, torch.device("cuda"))
+    assert (lacking.name, lacking.side) == ("small ResNet", 64) and "needs transformers" in lacking.why
 
 
 def test_resnet50_reads_any_number_of_channels():

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from cdm.errors import UserError
+from cdm.evaluate import paired
+from cdm.evaluate.frechet import GROUPS, groups_of
+from cdm.evaluate.intervals import jackknife
 from cdm.evaluate.paired import Fd, Kid, least_reference, paired_metric
 from cdm.evaluate.stats import feature_stats
 
@@ -65,12 +68,22 @@ def unbiased(x: Tensor, y: Tensor) -> float:
     return float(inner - 2 * kernel(x, y).mean())
 
 
-def test_kid_is_the_difference_of_unbiased_estimates() -> None:
+@pytest.mark.parametrize("at_once", [1, 300 * 7, 2**24], ids=["row by row", "seven rows", "whole"])
+def test_kid_is_the_difference_of_unbiased_estimates(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(paired, "AT_ONCE", at_once)
     rng = np.random.default_rng(3)
     real, one, other = rows(rng, 300), rows(rng, 90, 0.7), rows(rng, 90, 0.2)
-    tensors = [torch.from_numpy(each) for each in (one, other, real)]
-    expected = unbiased(tensors[0], tensors[2]) - unbiased(tensors[1], tensors[2])
-    assert Kid(real).worse(one, other).value == pytest.approx(expected, rel=1e-9)
+    groups = groups_of(90, None)
+
+    def gap(kept: np.ndarray) -> float:
+        near, far, against = (torch.from_numpy(each) for each in (one[kept], other[kept], real))
+        return unbiased(near, against) - unbiased(far, against)
+
+    found = Kid(real).worse(one, other)
+    expected = jackknife(gap(groups >= 0), [gap(groups != group) for group in range(GROUPS)], "seeds")
+    assert [found.value, found.low, found.high] == pytest.approx(
+        [expected.value, expected.low, expected.high], rel=1e-9
+    )
 
 
 def test_fd_is_the_logarithm_of_the_ratio() -> None:

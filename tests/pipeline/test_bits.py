@@ -12,7 +12,7 @@ from PIL import Image
 from tests.fakes import random_cascade, random_stage, save_run, stage_config
 
 from cdm.cascade import Cascade
-from cdm.config import DataConfig, LossConfig, ScheduleConfig
+from cdm.config import AugmentationConfig, DataConfig, LossConfig, ScheduleConfig
 from cdm.data.pixels import to_float
 from cdm.errors import UserError
 from cdm.losses import make_cond, prior_bits_per_dim, reconstruction_bits_per_dim, vlb_term
@@ -69,6 +69,16 @@ def test_one_line_for_each_stage(tmp_path, images):
     assert numbers(next(bits_per_dim(run, str(tmp_path / "data"), 1, "cpu", "fp32")))[0] == pytest.approx(
         bounds[0].item(), abs=6e-4
     )
+
+
+def test_a_stage_that_never_saw_clean_low_res_images_has_no_bound(tmp_path, images):
+    own = AugmentationConfig(kind="gaussian", level_min=0.2, level_max=0.2, clean_fraction=0.0)
+    cascade = random_cascade(
+        learned(8, num_labels=4), stage_config(16, 8, num_labels=4, augmentation=own), classes="abc"
+    )
+    lines = list(bits_per_dim(save_run(tmp_path / "run", cascade), str(tmp_path / "data"), 1, "cpu", "fp32"))
+    assert numbers(lines[0])[0] > 0
+    assert lines[1].startswith("stage 1-16: no bound") and lines[1].endswith("this stage knows noise from 0.2 on")
 
 
 def test_images_of_every_class_are_measured(tmp_path, images):

@@ -1,6 +1,7 @@
 """Figures of an evaluation: what stands beside them, and of which images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_the_floor_is_of_both_classes(tmp_path):
     assert first.floor_images == 100 and "only" not in first.shown_floor
     assert kid.floor_images == 300
     assert few.floor_images == 40 and few.shown_floor.endswith(" (of only 40 images)")
+
+
+def test_no_floor_of_images_against_themselves(tmp_path):
+    """Read twice, as the features of a run's training images given as --data are: their distance is 0, which says that
+    nothing can be nearer."""
+    request = EvaluateRequest(subject="a", data="b", out=tmp_path, metrics=("fd", "kid"))
+    desk = Desk(request, Ledger(tmp_path / "figures.jsonl"), print)
+    judged = Judged("key", Means(), lambda _: classes(100, 3), 100)
+    desk.distances(judged, side("train", classes(400, 1)), replace(side("val", classes(400, 1)), data="train"))
+    assert [figure.metric for figure in desk.figures] == ["fd", "kid"]
+    assert all(figure.value is not None and figure.floor is None for figure in desk.figures)
 
 
 def test_rows_are_spread_from_the_first_to_the_last():

@@ -22,6 +22,7 @@ from cdm.errors import UserError
 from cdm.pipeline import forecast as module
 from cdm.pipeline.describe import describe
 from cdm.pipeline.forecast import Forecast, StageForecast, forecast, warning
+from cdm.pipeline.generate import no_progress
 from cdm.pipeline.request import TrainRequest
 from cdm.pipeline.train_run import Prepared, prepare, train
 from cdm.recipes import make_config
@@ -56,7 +57,7 @@ def prepared(photos: Path, out: Path, kind: str) -> Prepared:
     def recipe_of(sizes: tuple[int, ...], class_names: tuple[str, ...], data: DataConfig, count: int) -> CascadeConfig:
         return make_config(recipe, Facts(sizes, class_names, data, count, 0))
 
-    return prepare(request, recipe_of, None, lambda sentence: None)
+    return prepare(request, recipe_of, None, lambda sentence: None, no_progress)
 
 
 def told_over_real(photos: Path, out: Path, kind: str) -> float:

@@ -84,6 +84,16 @@ def test_as_many_classes_as_images():
     assert 10 < int((order[:50] // 4 < 50).sum()) < 40
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
+def test_grey_images_are_judged_in_grey_and_palettes_in_colour(tmp_path, mode, channels):
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = PILImage.fromarray(colours)
+    made = picture.quantize(16) if mode == "P" else picture.convert("L" if mode == "I;16" else mode).convert(mode)
+    made.save(tmp_path / "a.png")
+    assert made.mode == mode
+    assert open_files(str(tmp_path)).shape == (channels, 8, 8)
+
+
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 

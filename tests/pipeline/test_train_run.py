@@ -17,6 +17,7 @@ from cdm.cascade import Cascade, load_config
 from cdm.config import CascadeConfig, DataConfig
 from cdm.errors import UserError
 from cdm.pipeline import held_out, look
+from cdm.pipeline.generate import no_progress
 from cdm.pipeline.look import Validation
 from cdm.pipeline.request import TrainRequest
 from cdm.pipeline.train_run import Prepared, prepare, train
@@ -60,7 +61,7 @@ class Asking:
         ) -> CascadeConfig:
             return tiny(Facts(sizes, class_names, data, count, self.request.seed))
 
-        return prepare(replace(self.request, **changed), make_config, None, self.said.append)
+        return prepare(replace(self.request, **changed), make_config, None, self.said.append, no_progress)
 
     def train(self, **changed: Any) -> Path:
         return train(self.prepare(**changed), self.said.append)

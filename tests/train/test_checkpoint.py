@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,33 @@ def test_damaged_one_is_said_and_the_one_before_is_used(tmp_path: Path, damage: 
     assert used == 64
     assert len(said) == 1 and str(newest) in said[0] and "damaged" in said[0] and "\n" not in said[0]
     assert latest(tmp_path) == (64, [])  # it was set aside, and is said once
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (RuntimeError("unable to mmap 99 bytes from file <a>: Cannot allocate memory (12)"), "Cannot allocate memory"),
+        (MemoryError("Cannot allocate memory (os error 12)"), "Cannot allocate memory"),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "cannot be read .*Input/output error.*; expected a disk that can be",
+        ),
+    ],
+    ids=["mmap", "memory", "disk"],
+)
+def test_one_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
+) -> None:
+    filled(tmp_path, 64, 128)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise failure
+
+    with monkeypatch.context() as full:
+        full.setattr(artifacts, "safe_open", fails)
+        with pytest.raises(UserError if isinstance(failure, OSError) else type(failure), match=told):
+            latest(tmp_path)
+    assert latest(tmp_path) == (128, [])
 
 
 def test_damaged_one_does_not_push_out_a_good_one(tmp_path: Path) -> None:

@@ -162,13 +162,15 @@ def test_speed_is_measured_without_training(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     trainee = Trainee(make_stage(stage_config()))
     before = {name: x.clone() for name, x in trainee.state()[0].items()}
-    source = Images()
+    source, asked = Images(), list[int]()
 
-    def batches(*args: Any) -> Any:
+    def batches(rng: Rng, positions: torch.Tensor) -> Any:
         now[0] += 0.25
-        return source(*args)
+        asked.extend(positions.tolist())
+        return source(rng, positions)
 
     assert measure_speed(trainee, batches, Rng(0), seconds=2.0) == pytest.approx(8 / 0.25)
+    assert asked == list(range(len(asked))) and len(asked) > 24  # in order: what is gathered ahead is used
     waits = iter([0.25, 0.25, *[0.25, 5.0, 5.0] * 9])  # two steps of three beside another process
     slow = lambda *args: (now.__setitem__(0, now[0] + next(waits) - 0.25), batches(*args))[1]  # noqa: E731
     assert measure_speed(trainee, slow, Rng(0), seconds=20.0) == pytest.approx(8 / 0.25)

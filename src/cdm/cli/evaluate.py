@@ -23,11 +23,11 @@ def run_evaluate(options: Evaluate, command: str) -> None:
 
     with joined() as processes:
         talk = say if processes.first else _silent
-        if options.dry_run:
-            describe(request, talk)
-            return
         try:
             with counting_progress(visible=processes.first) as progress:
+                if options.dry_run:
+                    describe(request, progress, talk)
+                    return
                 report = evaluate(request, processes, progress, talk)
         except KeyboardInterrupt as stopped:
             told = f"interrupted; what is done is kept in {options.out}: give the same command again to go on."

@@ -20,8 +20,11 @@ BOUND_IMAGES = 64
 
 
 def run_info(options: Info) -> None:
-    if options.num is not None and options.bits_per_dim is None:
-        raise UserError(f"got -n {options.num} without --bits-per-dim; expected both: -n is the images for the bound.")
+    if options.bits_per_dim is None:
+        given = {"-n": options.num, "--device": options.device, "--precision": options.precision}
+        for flag, value in given.items():
+            if value not in (None, "auto"):
+                raise UserError(f"got {flag} {value} without --bits-per-dim; expected both: {flag} is for the bound.")
     if options.num is not None and options.num < 1:
         raise UserError(f"-n is {options.num}; expected at least 1 image for the bound.")
     run = Path(options.run)

@@ -14,7 +14,7 @@ from cdm.cli.say import say
 from cdm.data.pixels import to_images
 from cdm.data.save import read_png_info, save_png
 from cdm.errors import UserError
-from cdm.pipeline.asks import find_class, parse_batch_size, plan_asks
+from cdm.pipeline.asks import find_class, parse_batch_size, plan_asks, suffix_of
 from cdm.pipeline.request import parse_numbers
 from cdm.pipeline.sample_run import check_free, difference, read_made, sample_to_files
 from cdm.runtime import set_threads
@@ -96,8 +96,11 @@ def _again(options: Sample, path: str) -> None:
     out = Path(path) if options.out is None else user_path(options.out)
     if not options.out or out.is_dir():
         out = (out if options.out else out.parent) / f"{Path(path).stem}-again{Path(path).suffix}"
+    suffix = suffix_of(cascade)
+    if options.out and out.suffix != suffix:
+        out = out.with_name(out.name + suffix)
     if not options.force:
-        check_free([out], "--out")
+        check_free([out, *([out.with_suffix(".json")] if suffix == ".npy" else [])], "--out")
     make_folder(out.parent)
     labels = None if made.ask_class is None else [find_class(made.ask_class, cascade.class_names)]
     sampled = cascade.sample(labels, [image_seed(made.seed, made.index)], settings=made.settings, stop_after=made.stage)

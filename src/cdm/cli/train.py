@@ -43,6 +43,7 @@ def run_train(options: Train, command: str) -> None:
 
     # torch comes only now: wrong options are told at once
     from cdm.artifacts import check_not_in_use
+    from cdm.cli.progress import counting_progress
     from cdm.pipeline.describe import describe
     from cdm.pipeline.train_run import prepare, train
     from cdm.train.loop import Stopped
@@ -52,7 +53,8 @@ def run_train(options: Train, command: str) -> None:
 
     if not options.dry_run:
         check_not_in_use(request.out)  # before the data is read, which may take minutes
-    prepared = prepare(request, recipe, SIZES.get(request.recipe), say)
+    with counting_progress() as progress:
+        prepared = prepare(request, recipe, SIZES.get(request.recipe), say, progress)
     if options.dry_run:
         describe(prepared)
         return

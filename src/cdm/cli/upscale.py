@@ -40,8 +40,14 @@ def run_upscale(options: Upscale) -> None:
         say(note)
     label = None if options.class_name is None else find_class(options.class_name, cascade.class_names)
     out = Path(options.run) / "upscaled" if options.out is None else user_path(options.out)
-    with sampling_progress(cascade, len(options.images), settings, count - 1, first=1) as progress:
-        upscale_to_files(
-            cascade, options.images, label=label, seed=options.seed, settings=settings, out=out, force=options.force,
-            progress=progress, say=say,
-        )  # fmt: skip
+    try:
+        with sampling_progress(cascade, len(options.images), settings, count - 1, first=1) as progress:
+            upscale_to_files(
+                cascade, options.images, label=label, seed=options.seed, settings=settings, out=out,
+                force=options.force, progress=progress, say=say,
+            )  # fmt: skip
+    except KeyboardInterrupt as stopped:
+        told = (
+            "interrupted; the images are written at the end: give the same command again (--force if some are there)."
+        )
+        raise KeyboardInterrupt(told) from stopped

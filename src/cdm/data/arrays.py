@@ -158,11 +158,12 @@ def _decoded(source: Source, size: int, channels: int, bit_depth: int, threads: 
         try:
             data = source.read(i)
             pixels = _pixels(data, size, channels)
+            reduced = 8 * pixels.itemsize > bit_depth or (pixels.itemsize == 1 and has_deep_colour(data))
+            has_more = has_more_frames(data)
         except (DecodeError, ReadError) as error:
             return str(error)
-        reduced = 8 * pixels.itemsize > bit_depth or (pixels.itemsize == 1 and has_deep_colour(data))
         planes = np.ascontiguousarray(to_bit_depth(pixels, bit_depth).transpose(2, 0, 1))
-        return _Decoded(planes, reduced, has_more_frames(data), short_hash(data))
+        return _Decoded(planes, reduced, has_more, short_hash(data))
 
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque(pool.submit(work, i) for i in range(min(8 * threads, len(source))))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -60,18 +63,37 @@ def has_deep_colour(data: bytes) -> bool:
         return data[24:25] == b"\x10" and data[25:26] in (b"\x02", b"\x04", b"\x06")  # depth and colour type of IHDR
     if not data.startswith((b"II*\0", b"MM\0*")):
         return False
-    with PILImage.open(io.BytesIO(data)) as picture:
-        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
-        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())
+    with _opened(data) as picture:
+        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ()) if hasattr(picture, "tag_v2") else ()
     return len(bits) > 1 and max(bits) > 8
 
 
 def has_more_frames(data: bytes) -> bool:
-    """Whether a GIF or TIFF that can be decoded has several frames or pages; only the first is used."""
+    """Whether a GIF or TIFF has several frames or pages; only the first is used. Raises ``DecodeError`` where they
+    cannot be counted: the file is cut short, though the first frame may be whole."""
     if not data.startswith((b"GIF8", b"II*\0", b"MM\0*")):
         return False
-    with PILImage.open(io.BytesIO(data)) as picture:
+    with _opened(data) as picture:
         return getattr(picture, "n_frames", 1) > 1
+
+
+def is_grey(data: bytes) -> bool:
+    """Whether the file itself holds one channel of intensities; places in a palette are none."""
+    if data.startswith(NPY_MAGIC):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        return array.ndim == 2 or array.shape[2] == 1
+    with _opened(data) as picture:
+        return len(picture.getbands()) == 1 and picture.mode != "P"
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """The picture, undecoded. Raises ``DecodeError``: broken files make Pillow raise almost anything."""
+    try:
+        with PILImage.open(io.BytesIO(data)) as picture:
+            yield picture
+    except Exception as error:
+        raise DecodeError(f"damaged image: {error}") from error
 
 
 def _decode_npy(data: bytes, channels: int) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from math import cbrt
 from typing import Any, Literal
 
@@ -66,14 +67,14 @@ def choose_net(
     classes: int,
     device: torch.device,
 ) -> CasNet:
-    """``auto``: the small ResNet for images up to 64 pixels; for larger ones ResNet-50 on a GPU, else the small one on
-    images brought to 64 pixels.
+    """``auto``: the small ResNet for images up to 64 pixels; for larger ones ResNet-50 on a GPU with transformers, else
+    the small one on images brought to 64 pixels.
 
     Args:
         size: height and width of the images.
     """
-    largest = max(size)
-    if asked == "resnet50" or (asked == "auto" and largest > SMALL_SIDE and device.type == "cuda"):
+    largest, has_resnet50 = max(size), find_spec("transformers") is not None
+    if asked == "resnet50" or (asked == "auto" and largest > SMALL_SIDE and device.type == "cuda" and has_resnet50):
         why = "asked for" if asked == "resnet50" else f"images of {largest} pixels, on a GPU"
         return CasNet("ResNet-50", min(largest, LARGE_SIDE), 1, channels, classes, device, why)
     side, patch = net_side(*size)
@@ -81,7 +82,8 @@ def choose_net(
     if asked == "small":
         why = "asked for"
     elif largest > SMALL_SIDE:
-        why += f", but ResNet-50 takes too long on a CPU: they are read at {side} pixels"
+        lack = "takes too long on a CPU" if device.type == "cpu" else "needs transformers (the extra [eval])"
+        why += f", but ResNet-50 {lack}: they are read at {side} pixels"
     return CasNet("small ResNet", side, patch, channels, classes, device, why)
 
 
@@ -94,8 +96,7 @@ class _ResNet50(nn.Module):
             transformers: Any = import_module("transformers")
         except ImportError as error:
             raise UserError(
-                "ResNet-50 needs the package transformers, which is not installed: pip install "
-                "'cascaded-diffusion[eval]', or use the small network."
+                "ResNet-50 needs the package transformers, which is not there: pip install 'cascaded-diffusion[eval]'."
             ) from error
         config = transformers.ResNetConfig(num_channels=channels, num_labels=classes)
         self.net = transformers.ResNetForImageClassification(config)

@@ -17,6 +17,9 @@ from cdm.evaluate.intervals import Estimate, jackknife
 from cdm.evaluate.kid import kid
 from cdm.evaluate.stats import FeatureStats, Rows
 
+AT_ONCE = 2**24
+"""Numbers of a kernel's matrix in the memory: 128 MB."""
+
 
 @dataclass(frozen=True)
 class Fd:
@@ -87,10 +90,15 @@ class _KernelSums:
         x = torch.from_numpy(np.asarray(rows, dtype=np.float64))
         y = torch.from_numpy(np.asarray(real, dtype=np.float64))
         member = torch.nn.functional.one_hot(torch.from_numpy(groups), GROUPS).double()  # [n, GROUPS]
-        own = _kernel(x, x)
-        own.fill_diagonal_(0)
-        self._own: Float64[Tensor, "g g"] = member.T @ own @ member
-        self._cross: Float64[Tensor, " g"] = member.T @ _kernel(x, y).mean(dim=1)
+        self._own: Float64[Tensor, "g g"] = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)
+        self._cross: Float64[Tensor, " g"] = torch.zeros(GROUPS, dtype=torch.float64)
+        step = max(1, AT_ONCE // max(len(x), len(y)))
+        for begin in range(0, len(x), step):
+            part, its = x[begin : begin + step], member[begin : begin + step]
+            own = _kernel(part, x)
+            own.diagonal(begin).zero_()  # of an image with itself
+            self._own += its.T @ (own @ member)
+            self._cross += its.T @ _kernel(part, y).mean(dim=1)
         self._counts = member.sum(dim=0)
 
     def without(self, group: int | None) -> float:

@@ -38,7 +38,11 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     )
     images = TrainingImages(array.with_classes(config.class_names), config.sizes)
     for stage in cascade.stages:
-        name = f"stage {stage.name}"
+        name, augmentation = f"stage {stage.name}", stage.config.augmentation
+        if augmentation.has_noise and not augmentation.trained_at(0.0):
+            least = augmentation.level_min
+            yield f"{name}: no bound: it is given the clean low-res image, and this stage knows noise from {least:g} on"
+            continue
         rows = images.spread(count).tolist()
         bound = torch.stack([stage_bound(stage, _one(images, stage.index, i), cascade.device) for i in rows])
         half = 1.96 * float(bound.std()) / len(bound) ** 0.5 if len(bound) > 1 else float("nan")

@@ -64,6 +64,8 @@ def why_not(inputs: Inputs, extractors: Sequence[Extractor]) -> str:
     """Why nothing can be said; empty where it can."""
     if inputs.val is None:
         return "it needs the validation images, not their statistics"
+    if inputs.run is not None and inputs.run.labels is not None and inputs.val.labels is None:
+        return "the run draws classes, and validation images without class folders have none to draw them by"
     return "" if extractors else "it needs an extractor"
 
 

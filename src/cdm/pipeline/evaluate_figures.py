@@ -174,7 +174,7 @@ class Desk:
     def _floor(self, side: Side, floor: Side, judged: Judged) -> float | None:
         """The same distance of as many real images, or of all where they are fewer."""
         assert floor.rows is not None
-        if floor.rows is side.rows:
+        if floor.data == side.data:
             return None
         key = key_of("fd floor of spread rows", side.data, floor.data, judged.extractor.hash, judged.count)
         known = self.ledger.get(key)
@@ -187,7 +187,7 @@ class Desk:
         return known[0]
 
     def _kid_floor(self, judged: Judged, side: Side, floor: Side) -> float | None:
-        if floor.rows is side.rows or floor.rows is None or side.rows is None:
+        if floor.data == side.data or floor.rows is None or side.rows is None:
             return None
         key = key_of("kid floor", side.data, floor.data, judged.extractor.hash)
         known = self.ledger.get(key)

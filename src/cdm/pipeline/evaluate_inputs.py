@@ -13,7 +13,7 @@ from cdm.config import CascadeConfig, DataConfig, SamplingConfig, to_dict
 from cdm.data.source import LETTERS_SPEC, open_source
 from cdm.errors import UserError
 from cdm.pipeline.evaluate_request import DEFAULT_NUM, EvaluateRequest, check_apart
-from cdm.pipeline.generate import RunImages
+from cdm.pipeline.generate import Progress, RunImages
 from cdm.pipeline.held_out import read_held_out, recorded_rows, recorded_training
 from cdm.pipeline.image_source import (
     FileImages,
@@ -66,7 +66,7 @@ class Inputs:
         return told
 
 
-def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
+def open_inputs(request: EvaluateRequest, progress: Progress, say: Say) -> Inputs:
     """Read what was named. Raises ``UserError`` for what does not fit together, before anything is computed."""
     config = _run_config(request)
     given: FileImages | NpzImages | None = None
@@ -82,7 +82,7 @@ def open_inputs(request: EvaluateRequest, say: Say) -> Inputs:
     training = recorded_training(Path(request.subject)) if config is not None else {}
     own_sizes: dict[str, int] = {}
     form = _Form(size, channels, like, names)
-    real, stats = _real_sides(request, training, form, say, notes, own_sizes)
+    real, stats = _real_sides(request, training, form, progress, say, notes, own_sizes)
     val, train = real.get("val"), real.get("train")
     source: ImageSource
     if config is not None:
@@ -133,7 +133,7 @@ class _Form:
 
 
 def _real_sides(
-    request: EvaluateRequest, training: dict[str, Any], form: _Form, say: Say, notes: list[str],
+    request: EvaluateRequest, training: dict[str, Any], form: _Form, progress: Progress, say: Say, notes: list[str],
     own_sizes: dict[str, int],
 ) -> tuple[dict[str, RealImages], dict[str, GivenStats]]:  # fmt: skip
     """Validation and training images by role, and the statistics that stand for them or go before them."""
@@ -149,9 +149,9 @@ def _real_sides(
                 "domain extractor is trained on the images of --data"
             )
         elif is_npz(spec):
-            _read_npz(role, Path(spec), form, real, stats)
+            _read_npz(role, Path(spec).expanduser(), form, real, stats)
         else:
-            array = load_array(spec, form.size, form.channels, form.like, say)
+            array = load_array(spec, form.size, form.channels, form.like, say, progress)
             own_sizes[role] = own_size(spec, form.size)
             if own_sizes[role] > form.size:
                 say(

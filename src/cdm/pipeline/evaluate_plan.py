@@ -14,6 +14,7 @@ from cdm.pipeline.evaluate_figures import NEIGHBOURHOODS, Desk, Ledger
 from cdm.pipeline.evaluate_findings import CAS_METRICS, why_no_classes, why_no_copies
 from cdm.pipeline.evaluate_inputs import Inputs, open_inputs
 from cdm.pipeline.evaluate_request import EvaluateRequest, too_few
+from cdm.pipeline.generate import Progress
 from cdm.pipeline.saving import StatisticsFile, check_save
 from cdm.runtime import choose_device
 from cdm.train.log import counted
@@ -21,10 +22,10 @@ from cdm.train.log import counted
 Say = Callable[[str], None]
 
 
-def describe(request: EvaluateRequest, say: Say) -> None:
+def describe(request: EvaluateRequest, progress: Progress, say: Say) -> None:
     """Say what would be measured. Nothing is computed and nothing written."""
     device = choose_device(request.device)
-    inputs = open_inputs(request, say)
+    inputs = open_inputs(request, progress, say)
     ledger = Ledger(request.out / "work" / "figures.jsonl")
     check_save(request, inputs.source, ledger)
     statistics = StatisticsFile.asked(request, inputs.val, ledger)

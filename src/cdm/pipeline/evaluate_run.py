@@ -49,7 +49,7 @@ def evaluate(request: EvaluateRequest, processes: Processes, progress: Progress,
     began = time.monotonic()
     set_threads(request.threads)
     device = choose_device(request.device)
-    inputs = open_inputs(request, say)
+    inputs = open_inputs(request, progress, say)
     work = request.out / "work"
     ledger = Ledger(work / "figures.jsonl")
     check_save(request, inputs.source, ledger)

@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from cdm.artifacts import told_by_path
-from cdm.data.decode import DecodeError, decode, to_bit_depth
+from cdm.data.decode import DecodeError, decode, is_grey, to_bit_depth
 from cdm.data.source import ReadError, Source, open_source
 from cdm.errors import UserError
 from cdm.rng import Purpose, Rng
@@ -265,7 +265,7 @@ def open_files(path: str) -> FileImages:
     try:
         data = source.read(0)
         pixels = decode(data, 3)
-        channels = 1 if _is_grey(data) else 3
+        channels = 1 if is_grey(data) else 3
     except (DecodeError, ReadError) as error:
         raise UserError(
             f"{source.entries[0].path!r} of {path!r} cannot be used ({error}); expected an image."
@@ -276,15 +276,6 @@ def open_files(path: str) -> FileImages:
             f"{source.entries[0].path!r} of {path!r} is {width}x{height} pixels; expected a square: crop the images."
         )
     return FileImages(source, (channels, height, height), source.class_names)
-
-
-def _is_grey(data: bytes) -> bool:
-    """Whether the file itself holds one channel."""
-    try:
-        decode(data, 2)
-    except DecodeError as error:
-        return str(error).startswith("1 channels")
-    return False
 
 
 def check_count(asked: int, there: int, path: str) -> int:

@@ -43,7 +43,7 @@ def open_judge(request: EvaluateRequest, progress: Progress, say: Callable[[str]
     Raises:
         UserError: what does not fit together, and statistics instead of real images.
     """
-    inputs = open_inputs(request, say)
+    inputs = open_inputs(request, progress, say)
     if inputs.run is None:
         raise UserError(f"{request.subject} is not a run folder; expected the --out of `cdm train`.")
     if inputs.val is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +119,14 @@ def make_real(role: str, where: str, array: ImageArray, rows: Int64[np.ndarray, 
     return RealImages(role, where, array, rows, digests)
 
 
-def load_array(spec: str, size: int, channels: int, like: DataConfig | None, say: Say) -> ImageArray:
+def load_array(
+    spec: str, size: int, channels: int, like: DataConfig | None, say: Say, progress: Progress
+) -> ImageArray:
     """A folder, zip or built-in data at ``size``; ``like``: the run's data, which settles bit depth and window."""
-    if like is None:
-        array = load_images(open_source(spec), size, channels, 8)
-    else:
-        array = load_images(open_source(spec), size, channels, like.bit_depth, window=like.window)
+    array = load_images(
+        open_source(spec), size, channels, 8 if like is None else like.bit_depth,
+        window=None if like is None else like.window, progress=partial(progress, f"reading {spec}"),
+    )  # fmt: skip
     if array.skipped:
         name, reason = array.skipped[0]
         say(f"{counted(len(array.skipped), 'file')} of {spec} skipped, as {name}: {reason}")

@@ -32,11 +32,11 @@ from cdm.train.log import counted
 Say = Callable[[str], None]
 
 
-def file_name(source: ImageSource, i: int, prefix: str = "image") -> str:
+def file_name(source: ImageSource, i: int) -> str:
     """``A/A-000012.png``, or ``image-000012.png`` without classes: what ``cdm train`` and ``cdm evaluate`` read."""
     suffix, number = suffix_for(source.shape[0], 8), _number(source, i)
     if source.labels is None or not source.class_names:
-        return f"{prefix}-{number:06d}{suffix}"
+        return f"image-{number:06d}{suffix}"
     name = source.class_names[source.labels[i]]
     return f"{name}/{name}-{number:06d}{suffix}"
 

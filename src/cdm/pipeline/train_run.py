@@ -36,6 +36,7 @@ from cdm.errors import UserError
 from cdm.evaluate.report import training_report
 from cdm.nn import cpu_norm
 from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
+from cdm.pipeline.generate import Progress
 from cdm.pipeline.held_out import (
     FINGERPRINTS,
     HELD_OUT,
@@ -107,7 +108,9 @@ class Prepared:
         return partial(self.train.batch, index, crop_size=crop)
 
 
-def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[int, ...] | None, say: Say) -> Prepared:
+def prepare(
+    request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[int, ...] | None, say: Say, progress: Progress
+) -> Prepared:
     """Read the data, check it against an existing run, and make the configuration."""
     began = time.monotonic()
     device = choose_device(request.device)
@@ -129,7 +132,8 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
     if stored is not None:
         check_same_data(stored, source.fingerprint, val_fingerprint, request)
     sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source, say)
-    array = _load(source, sizes[-1], request.channels, say, None if run is None else run.data)
+    reader = _Reader(request, sizes[-1], say, progress)
+    array = reader.read(source, None if run is None else run.data)
     if run is not None:
         array = array.with_classes(run.class_names)  # changed data may have other folders
     pyramid = Pyramid(array, sizes)
@@ -141,7 +145,7 @@ def prepare(request: TrainRequest, make_config: MakeConfig, recipe_sizes: tuple[
         balanced=request.balanced,
     )
     if val_source is not None:
-        held = _load(val_source, sizes[-1], request.channels, say, data)
+        held = reader.read(val_source, data)
         try:
             held = held.with_classes(array.class_names)
         except UserError as error:
@@ -217,20 +221,30 @@ def _sizes_from(source: Source, say: Say) -> tuple[int, ...]:
     return sizes
 
 
-def _load(source: Source, size: int, channels: int, say: Say, like: DataConfig | None = None) -> ImageArray:
-    """``like``: of the run, or of the training images; it settles bit depth and window."""
-    if like is None:
-        array = load_images(source, size, channels)
-    else:
-        array = load_images(source, size, channels, like.bit_depth, window=like.window)
-    for name, reason in array.skipped[:10]:
-        say(f"skipped {name}: {reason}")
-    if len(array.skipped) > 10:
-        say(f"skipped {len(array.skipped) - 10} more; a run names all of them in its skipped.txt")
-    where = "" if like is None else f"{source.where}: "  # two sets may be read
-    for warning in array.warnings:
-        say(f"warning: {where}{warning}")
-    return array
+@dataclass(frozen=True)
+class _Reader:
+    """Reads images at the size of the last stage, with progress, and says what could not be used."""
+
+    request: TrainRequest
+    size: int
+    say: Say
+    progress: Progress
+
+    def read(self, source: Source, like: DataConfig | None) -> ImageArray:
+        """``like``: of the run, or of the training images; it settles bit depth and window."""
+        array = load_images(
+            source, self.size, self.request.channels, "auto" if like is None else like.bit_depth,
+            window=None if like is None else like.window, threads=self.request.threads,
+            progress=partial(self.progress, f"reading {source.where}"),
+        )  # fmt: skip
+        for name, reason in array.skipped[:10]:
+            self.say(f"skipped {name}: {reason}")
+        if len(array.skipped) > 10:
+            self.say(f"skipped {len(array.skipped) - 10} more; a run names all of them in its skipped.txt")
+        where = "" if like is None else f"{source.where}: "  # two sets may be read
+        for warning in array.warnings:
+            self.say(f"warning: {where}{warning}")
+        return array
 
 
 def train(prepared: Prepared, say: Say) -> Path:

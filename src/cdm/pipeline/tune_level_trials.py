@@ -70,7 +70,7 @@ class LevelImages:
         turn = None if self.labels is None else self.labels.tolist()
         low_res = None if self.low_res is None else self.low_res.key
         steps, levels = self.settings.steps[: self.stage + 1], self.settings.aug_level[: self.stage]
-        own = to_dict(replace(self.settings, steps=steps, aug_level=levels, levels=self.settings.levels))
+        own = to_dict(replace(self.settings, steps=steps, aug_level=levels))
         if low_res is not None:
             own |= {"hand_over": "", "aug_level": levels[-1]}
         dtype = precision_name(self.cascade.stages[0].denoiser.dtype)

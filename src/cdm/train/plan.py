@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -77,10 +78,11 @@ def measure_speed(trainee: Trainee, batches: BatchSource, rng: Rng, *, seconds: 
     which is shortened later if the machine stays slow; it is lengthened only until its learning rate falls.
     """
     size = trainee.stage.config.optim.batch_size
-    positions = torch.arange(size)
+    begins = count(0, size)  # as in training, where the next batch is gathered ahead
 
     def step() -> None:
-        trainee.step(batches(rng, positions), rng, lr=0.0)
+        begin = next(begins)
+        trainee.step(batches(rng, torch.arange(begin, begin + size)), rng, lr=0.0)
         trainee.sync()
 
     return size / _quartile(step, seconds)
