@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.e2e.conftest import CLASSES, write_images
 
 from benchmarks import equal_quality
 from cdm.evaluate import frechet_ratio
 from cdm.evaluate.extractors import domain
+from cdm.runtime import has_fast_bf16
 from cdm.train.step import Trainee
 
 PEER = '''
@@ -78,8 +80,13 @@ def test_a_foreign_net_is_trained_and_judged_beside_ours(
         sys.path[:] = path
     arms = json.loads((tmp_path / "out.json").read_text())["arms"]
     peer, ours = arms["guided-diffusion, float32"], arms["ours, 0.5 of the time"]
-    assert peer["ratio_to_peer"] is None and peer["parameters"] < 10_000 < ours["parameters"]
-    assert ours["ratio_to_peer"][0] == pytest.approx(ours["distance"][0] / peer["distance"][0], rel=1e-6)
+    peers = {name: arm for name, arm in arms.items() if name.startswith("guided-diffusion")}
+    assert list(peers) == [
+        f"guided-diffusion, {name}" for name in ("float32", *["bf16"] * has_fast_bf16(torch.device("cpu")))
+    ]
+    assert peer["ratios"] == {} and peer["parameters"] < 10_000 < ours["parameters"]
+    for name, arm in peers.items():
+        assert ours["ratios"][name][0] == pytest.approx(ours["distance"][0] / arm["distance"][0], rel=1e-6)
     assert (peer["minutes"], ours["minutes"]) == (2, 1) and (peer["images"], ours["images"]) == (1280, 640)
     assert all(arm["flops_of_an_image"] > 1000 and 0 < arm["share_of_matmul_peak"] < 1 for arm in (peer, ours))
     assert kinds["PeerNet"] == ["inner.inner.weight"]  # ends, embeddings and attention are AdamW's
