@@ -68,19 +68,24 @@ class PeerNet(UNet):
         return self.inner(x, noise_input, labels)
 
 
-def peer_net(folder: Path, width: int) -> Callable[[NetConfig], nn.Module]:
+def peer_net(folder: Path, width: int, *, autocast: bool = False) -> Callable[[NetConfig], nn.Module]:
+    """``autocast``: its attention is not computed once more in the backward pass, which would be without autocast."""
     import sys
 
     sys.path.insert(0, str(folder.resolve()))
     unet: Any = import_module("guided_diffusion.unet")
 
     def build(config: NetConfig) -> Any:
-        return unet.UNetModel(
+        net = unet.UNetModel(
             image_size=config.image_size, in_channels=config.in_channels, model_channels=width,
             out_channels=config.out_channels, num_res_blocks=2, attention_resolutions=(1, 2), channel_mult=(1, 2, 2),
             num_head_channels=min(width, 64), num_classes=config.num_labels or None, use_scale_shift_norm=True,
             resblock_updown=True, use_new_attention_order=True,
         )  # fmt: skip
+        for module in net.modules():
+            if autocast and isinstance(module, unet.AttentionBlock):
+                module.forward = module._forward
+        return net
 
     return lambda config: PeerNet(config, build)
 
@@ -184,11 +189,10 @@ def main(argv: list[str] | None = None) -> None:
 def run_all(options: argparse.Namespace, how: dict[str, Any]) -> None:
     check_out(options.out)
     set_threads(options.threads)
-    build = peer_net(options.peer, options.width)
     more = options.train_options.split()
-    arms = [(f"{PEER}, float32", build, options.minutes, "fp32")]
+    arms = [(f"{PEER}, float32", peer_net(options.peer, options.width), options.minutes, "fp32")]
     if has_fast_bf16(choose_device()):
-        arms.append((f"{PEER}, bf16", build, options.minutes, "bf16"))
+        arms.append((f"{PEER}, bf16", peer_net(options.peer, options.width, autocast=True), options.minutes, "bf16"))
     arms += [(f"ours, {share:g} of the time", None, options.minutes * share, "auto") for share in options.shares]
     rows, found = {}, {}
     for name, net, minutes, precision in arms:

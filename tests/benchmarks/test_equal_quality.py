@@ -19,6 +19,19 @@ PEER = '''
 import torch
 from torch import nn
 
+class AttentionBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x):
+        assert not torch.is_autocast_enabled("cpu"), "its checkpoint would leave autocast out"
+        return self._forward(x)
+
+    def _forward(self, x):
+        return self.mix(x.flatten(2)).view_as(x)
+
+
 class UNetModel(nn.Module):
     """Stands in for the peer's: the parts that our trainer is shown, and an attention's one-dimensional convolution."""
 
@@ -26,7 +39,7 @@ class UNetModel(nn.Module):
         super().__init__()
         self.input_blocks = nn.ModuleList([nn.Conv2d(in_channels, model_channels, 3, padding=1)])
         self.inner = nn.Conv2d(model_channels, model_channels, 3, padding=1)
-        self.mix = nn.Conv1d(model_channels, model_channels, 1)
+        self.attention = AttentionBlock(model_channels)
         self.time_embed = nn.Linear(1, model_channels)
         self.label_emb = nn.Embedding(num_classes, model_channels)
         self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(model_channels, out_channels, 3, padding=1))
@@ -35,7 +48,7 @@ class UNetModel(nn.Module):
         h = self.input_blocks[0](x)
         h = h + (self.time_embed(timesteps[:, None] / 1000) + self.label_emb(y))[:, :, None, None]
         h = h + self.inner(torch.nn.functional.silu(h))
-        return self.out(h + self.mix(h.flatten(2)).view_as(h))
+        return self.out(h + self.attention(h))
 '''
 
 
