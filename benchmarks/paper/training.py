@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cdm.config import CascadeConfig, DataConfig
 from cdm.data.source import open_source
+from cdm.pipeline.generate import no_progress
 from cdm.pipeline.request import TrainRequest
 from cdm.pipeline.train_run import prepare, train
 from paper.plan import PLAN, arm_config, arm_images
@@ -23,5 +24,5 @@ def train_arm(name: str, data: str, work: Path) -> Path:
     def recipe(sizes: tuple[int, ...], class_names: tuple[str, ...], config: DataConfig, count: int) -> CascadeConfig:
         return arm_config(name, sizes, class_names, config, count)
 
-    train(prepare(request, recipe, None, print), print)
+    train(prepare(request, recipe, None, print, no_progress), print)
     return out
