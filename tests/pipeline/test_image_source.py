@@ -94,6 +94,11 @@ def test_grey_images_are_judged_in_grey_and_palettes_in_colour(tmp_path, mode, c
     assert open_files(str(tmp_path)).shape == (channels, 8, 8)
 
 
+def test_an_array_of_three_channels_is_colour(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((8, 8, 3), np.uint8))
+    assert open_files(str(tmp_path)).shape == (3, 8, 8)
+
+
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ are few or small and channels are many; and a sum after the layer reads and writ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ ops: Any = torch.ops.mkldnn
 """What torch's compiler calls; empty where torch was built without oneDNN."""
 
 
-class _Packs(nn.Module):
+class _Packs(nn.Module, ABC):
     """torch's layer until ``freeze``. From then on weights are packed in bfloat16, without gradients, on a CPU: at the
     first call, and again where they were moved, replaced or written to, or the image has another size.
 
@@ -69,25 +70,25 @@ class _Packs(nn.Module):
             self._packed = (self._pack(x), weight, key)
         return self._packed[0]
 
+    @abstractmethod
     def _can_pack(self) -> bool:
         """Whether oneDNN has a layer like this."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _takes(self, x: Tensor) -> bool:
         """Whether ``x`` has the shape of an input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Of the output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pack(self, x: Tensor) -> Tensor:
         """The weights in the order that is best for ``x``, right for any input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, x: Tensor, packed: Tensor, other: Tensor | None = None) -> Tensor:
         """The layer, plus ``other``."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> _Packs:
         if mode:
