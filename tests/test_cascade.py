@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.fakes import cascade_config, random_cascade, random_stage, save_run, stage_config
@@ -411,7 +412,8 @@ def test_labels_and_seeds_are_lists_of_whole_numbers(values):
 @pytest.mark.parametrize(
     ("low_res", "got"),
     [
-        ("small.png", "'small.png'"),
+        ("small.png", "of type str"),
+        (np.zeros((2, 3, 8, 8)), "of type ndarray"),
         (torch.zeros(3, 8, 8), "a torch.float32 tensor [3, 8, 8]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "a torch.uint8 tensor [2, 3, 8, 8]"),
     ],
@@ -419,7 +421,7 @@ def test_labels_and_seeds_are_lists_of_whole_numbers(values):
 def test_low_res_is_a_batch_of_floats(low_res, got):
     with pytest.raises(UserError, match=re.escape(f"got low_res {got}; expected a tensor [B, C, h, w] of floats")):
         _batch(low_res)
-    assert _batch(torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+    assert _batch(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -435,8 +437,8 @@ def test_low_res_is_a_batch_of_floats(low_res, got):
         ({"stop_after": -1}, "got stage -1"),
         ({"low_res": torch.zeros(2, 3, 16, 16)}, "got low_res images of shape (3, 16, 16); expected (3, 8, 8)"),
         ({"low_res": torch.zeros(2, 1, 8, 8)}, "got low_res images of shape (1, 8, 8)"),
-        ({"low_res": torch.full((2, 3, 8, 8), math.nan)}, "not all in [-1, 1]"),
-        ({"low_res": torch.full((2, 3, 8, 8), 255.0)}, "not all in [-1, 1]"),
+        ({"low_res": torch.full((2, 3, 8, 8), math.nan)}, "got low_res images from nan to nan; expected [-1, 1]"),
+        ({"low_res": torch.full((2, 3, 8, 8), 255.0)}, "got low_res images from 255 to 255; expected [-1, 1]"),
         ({"seeds": [3, -1]}, "got the seed -1; expected 0 or more"),
         ({"batch_size": 0}, "got batch_size 0; expected at least 1"),
     ],

@@ -245,7 +245,10 @@ class Cascade:
                 "the base's: resize them."
             )
         if low_res is not None and not bool((low_res.abs() <= 1).all()):
-            raise UserError("got low_res images that are not all in [-1, 1]; expected 8-bit ones as x / 127.5 - 1.")
+            raise UserError(
+                f"got low_res images from {float(low_res.min()):g} to {float(low_res.max()):g}; expected [-1, 1]: "
+                "8-bit ones become such as x.float() / 127.5 - 1."
+            )
         if int(seeds.min()) < 0:
             raise UserError(f"got the seed {int(seeds.min())}; expected 0 or more.")
 
@@ -348,13 +351,14 @@ def _integers(name: str, values: object) -> Int64[Tensor, " b"]:
 
 
 def _batch(low_res: object) -> Image:
-    """``low_res``, if it is a tensor of several images; whether they fit is another question."""
+    """``low_res`` in float32, if it is a tensor of several images; whether they fit is another question."""
     if isinstance(low_res, Tensor) and low_res.ndim == 4 and low_res.is_floating_point():
-        return low_res
-    got = f"a {low_res.dtype} tensor {list(low_res.shape)}" if isinstance(low_res, Tensor) else f"{low_res!r:.60}"
+        return low_res.float()
+    is_tensor = isinstance(low_res, Tensor)
+    got = f"a {low_res.dtype} tensor {list(low_res.shape)}" if is_tensor else f"of type {type(low_res).__name__}"
     raise UserError(
-        f"got low_res {got}; expected a tensor [B, C, h, w] of floats in [-1, 1]: files go by `cdm upscale`, and uint8 "
-        "images become such as x.float() / 127.5 - 1."
+        f"got low_res {got}; expected a tensor [B, C, h, w] of floats in [-1, 1]: files go by `cdm upscale`, arrays by "
+        "torch.from_numpy, and uint8 images become such as x.float() / 127.5 - 1."
     )
 
 

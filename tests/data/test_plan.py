@@ -53,6 +53,7 @@ def test_too_small_to_plan():
         ),
         ((300,) * 12 + (200,) * 7 + (20,), "40% .* planned 256 pixels .*; --sizes 32,128 leaves out 5%"),
         ((300,) * 12 + (9,) * 8, "40% .* planned 256 pixels .*; --sizes 8 leaves out 0%"),
+        ((300,) * 12 + (100,) * 4 + (7,) * 4, "40% .* planned 256 pixels .*; --sizes 16,64 leaves out 20%"),
         ((12,) * 8 + (6,) * 2, "20% of the images are smaller than the planned 8 pixels and will be skipped$"),
         ((40,) * 8 + (6,) * 2, "20% .* planned 32 pixels and will be skipped$"),
     ],

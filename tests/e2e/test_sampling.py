@@ -90,6 +90,7 @@ def test_offloading_on_a_cpu_changes_nothing_and_says_so(sampled, trained, tmp_p
 def test_again_remakes_byte_by_byte(sampled, tmp_path):
     path = sampled / "dog" / "dog-seed0-00001.png"
     succeeded(run("sample", "--again", path, "--out", tmp_path), "equal in every pixel")
+    succeeded(run("sample", "--again", path, "--out", f"{tmp_path}/new/"), f"{tmp_path}/new/dog-seed0-00001-again.png")
     assert (tmp_path / "dog-seed0-00001-again.png").read_bytes() == path.read_bytes()
 
 

@@ -78,7 +78,7 @@ def test_a_stage_that_never_saw_clean_low_res_images_has_no_bound(tmp_path, imag
     )
     lines = list(bits_per_dim(save_run(tmp_path / "run", cascade), str(tmp_path / "data"), 1, "cpu", "fp32"))
     assert numbers(lines[0])[0] > 0
-    assert lines[1].startswith("stage 1-16: no bound") and lines[1].endswith("this stage knows noise from 0.2 on")
+    assert lines[1].startswith("stage 1-16: no bound") and lines[1].endswith("this stage knows noise of 0.2 alone")
 
 
 def test_images_of_every_class_are_measured(tmp_path, images):

@@ -94,7 +94,7 @@ def _again(options: Sample, path: str) -> None:
             "expected the same: name the run folder that still has them, as cdm sample RUN --again FILE."
         )
     out = Path(path) if options.out is None else user_path(options.out)
-    if not options.out or out.is_dir():
+    if not options.out or out.is_dir() or options.out.endswith("/"):
         out = (out if options.out else out.parent) / f"{Path(path).stem}-again{Path(path).suffix}"
     suffix = suffix_of(cascade)
     if options.out and out.suffix != suffix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 Square = UInt8[np.ndarray, "s s c"] | UInt16[np.ndarray, "s s c"]
 
 NPY_MAGIC = b"\x93NUMPY"
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # Pillow's; such a file is skipped and named
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 
 

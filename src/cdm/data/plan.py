@@ -84,18 +84,19 @@ def plan_sizes(median: int) -> tuple[int, ...]:
 
 
 def lost_images(found: Sizes, sizes: tuple[int, ...]) -> str | None:
-    """A sentence on the images that the planned sizes leave out, where they are more than few; else None."""
-    lost = found.smaller_than(sizes[-1])
+    """A sentence on the images that the planned sizes leave out, where they are more than few, with the largest that
+    keep enough of them; else None."""
+    top = sizes[-1]
+    lost = found.smaller_than(top)
     if lost <= FEW:
         return None
-    told = f"{lost:.0%} of the images are smaller than the planned {sizes[-1]} pixels and will be skipped"
-    lower = sizes[-1] // 2
-    while lower > MIN_SIZE and found.smaller_than(lower) > FEW:
-        lower //= 2
-    if lower < MIN_SIZE or found.smaller_than(lower) >= lost:
+    told = f"{lost:.0%} of the images are smaller than the planned {top} pixels and will be skipped"
+    lower = [1 << k for k in range(top.bit_length(), 2, -1) if MIN_SIZE <= 1 << k < top]
+    if not lower or found.smaller_than(lower[-1]) >= lost:
         return told
-    kept = ",".join(map(str, plan_sizes(lower)))
-    return f"{told}; --sizes {kept} leaves out {found.smaller_than(lower):.0%}"
+    enough = max(FEW, found.smaller_than(lower[-1]))
+    best = next(size for size in lower if found.smaller_than(size) <= enough)
+    return f"{told}; --sizes {','.join(map(str, plan_sizes(best)))} leaves out {found.smaller_than(best):.0%}"
 
 
 def check_sizes(text: str) -> tuple[int, ...]:

@@ -40,8 +40,9 @@ def bits_per_dim(run: Path, data: str, count: int, device: str | None, precision
     for stage in cascade.stages:
         name, augmentation = f"stage {stage.name}", stage.config.augmentation
         if augmentation.has_noise and not augmentation.trained_at(0.0):
-            least = augmentation.level_min
-            yield f"{name}: no bound: it is given the clean low-res image, and this stage knows noise from {least:g} on"
+            low, high = augmentation.level_min, augmentation.level_max
+            known = f"{low:g} alone" if low == high else f"{low:g} to {high:g}"
+            yield f"{name}: no bound: it is given the clean low-res image, and this stage knows noise of {known}"
             continue
         rows = images.spread(count).tolist()
         bound = torch.stack([stage_bound(stage, _one(images, stage.index, i), cascade.device) for i in rows])

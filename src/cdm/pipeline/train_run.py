@@ -131,7 +131,7 @@ def prepare(
     val_fingerprint = None if val_source is None else val_source.fingerprint
     if stored is not None:
         check_same_data(stored, source.fingerprint, val_fingerprint, request)
-    sizes = run.sizes if run is not None else request.sizes or recipe_sizes or _sizes_from(source, say)
+    sizes = run.sizes if run is not None else request.sizes or _planned(source, recipe_sizes, say)
     reader = _Reader(request, sizes[-1], say, progress)
     array = reader.read(source, None if run is None else run.data)
     if run is not None:
@@ -213,9 +213,10 @@ def _stored(out: Path) -> dict[str, Any] | None:
     return recorded_training(out)
 
 
-def _sizes_from(source: Source, say: Say) -> tuple[int, ...]:
+def _planned(source: Source, recipe_sizes: tuple[int, ...] | None, say: Say) -> tuple[int, ...]:
+    """Sizes that nobody asked for: the recipe's, or by the data."""
     found = scan_sizes(source)
-    sizes = plan_sizes(found.median)
+    sizes = recipe_sizes or plan_sizes(found.median)
     if lost := lost_images(found, sizes):
         say(f"warning: {lost}")
     return sizes
