@@ -26,9 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # torch-fidelity asks for torchvision, whose wheel is often built for another torch and then breaks what finds it. Its
-# own wheel has a top-level package "tests", which would hide ours.
+# own wheel has a top-level package "tests", which would hide ours. Triton's interpreter runs the GPU kernels on a CPU.
 install-oracles: $(STAMP)
-	$(PIP) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
+	$(PIP) --no-deps $(shell grep '^torch-fidelity==' constraints.txt) 'triton; platform_system == "Linux"'
 	rm -rf $(VENV)/lib/python3*/site-packages/tests
 
 demo: $(STAMP)

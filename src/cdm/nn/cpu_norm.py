@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cdm.nn import cpu_kernels, plain_norm
-from cdm.nn.plain_norm import PerSample, Pixels
+from cdm.nn.plain_norm import PerSample, Pixels, dense, rows
 from cdm.runtime import is_eager
 
 SOURCE = Path(__file__).with_name("cpu_norm.cpp")
@@ -48,7 +48,7 @@ def forward(
     pixels: Pixels, weight: PerSample, bias: PerSample, groups: int, eps: float, act: bool
 ) -> tuple[Pixels, tuple[Tensor, ...]]:
     """The output, and what ``backward`` needs: inputs, mean and inverse standard deviation of each group."""
-    pixels, weight, bias = _dense(pixels), _rows(weight), _rows(bias)
+    pixels, weight, bias = dense(pixels), rows(weight), rows(bias)
     y, (mean, rstd) = torch.empty_like(pixels), weight.new_empty(2, len(weight), groups)
     partial, room = _scratch(pixels, weight, 2)
     _call("forward", act, pixels, groups, weight, weight.stride(0), bias, bias.stride(0), eps, y, mean, rstd, partial,
@@ -59,22 +59,12 @@ def forward(
 def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
     """Gradients of pixels, weight and bias by that of the output."""
     pixels, weight, bias, mean, rstd = saved
-    dy, dx = _dense(dy), torch.empty_like(pixels)
+    dy, dx = dense(dy), torch.empty_like(pixels)
     dweight, dbias = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
     partial, room = _scratch(pixels, weight, 5)
     _call("backward", act, pixels, mean.shape[1], dy, weight, weight.stride(0), bias, bias.stride(0), mean, rstd, dx,
           dweight, dbias, partial, room)  # fmt: skip
     return dx, dweight, dbias
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Its memory is what it says: no gaps, no sign to be put on when it is read."""
-    return x.resolve_neg().contiguous()
-
-
-def _rows(x: PerSample) -> PerSample:
-    """Rows without gaps inside; all may be one and the same."""
-    return x if not x.is_neg() and (x.shape[1] == 1 or x.stride(1) == 1) else _dense(x)
 
 
 def _chunk(n: int, c: int) -> int:
@@ -119,24 +109,10 @@ def works() -> bool:
     """Whether the kernel is there and does what torch does: no compiler is trusted unseen. Says what is wrong, once."""
     if kernel() is None:
         return False
-    if all(_agrees(dtype, act) for dtype in NAMES for act in (True, False)):
+    if all(plain_norm.agrees(sys.modules[__name__], dtype, act, "cpu") for dtype in NAMES for act in (True, False)):
         return True
     cpu_kernels.say("norm", "is wrong as this compiler builds it")
     return False
-
-
-def _agrees(dtype: torch.dtype, act: bool) -> bool:
-    """On two samples of more than a chunk, by many threads, in groups of 4 of 44 channels: tails of all loops."""
-    b, n, c = 2, 400, 44
-    grid = torch.linspace(0, 3000, 2 * b * n * c, dtype=torch.float32, device="cpu").view(2, b, n, c)
-    pixels, dy = (3 * grid.sin() + 1).to(dtype)
-    weight, bias = (torch.linspace(0, 9, 2 * b * c, dtype=torch.float32, device="cpu").view(2, b, c) * 7).sin()
-    results = []
-    for by, like in ((plain_norm, torch.float32), (sys.modules[__name__], dtype)):
-        y, saved = by.forward(pixels.to(like), weight, bias, c // 4, 1e-5, act)
-        results.append((y, *by.backward(saved, dy.to(like), act)))
-    limit = 1e-4 if dtype == torch.float32 else 1e-2
-    return all(float((got - want).norm()) <= limit * float(want.norm()) for want, got in zip(*results, strict=True))
 
 
 @cache

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdm.nn import cpu_attention
-from cdm.nn.fused_norm import group_norm_act
+from cdm.nn.fused_norm import modulated_norm_act
 from cdm.nn.packed import Linear
 from cdm.types import Image
 
@@ -56,25 +56,13 @@ class Norm(nn.Module):
     def forward(self, x: Image, scale_shift: Float[Tensor, "b c2"] | None = None, *, act: bool = True) -> Image:
         """``act(norm(x) * (1 + scale) + shift)``; ``scale_shift`` is scale | shift, ``[B, 2 C]``."""
         if self.groups:
-            return group_norm_act(x, *self._per_sample(len(x), scale_shift), self.groups, act=act)
+            return modulated_norm_act(x, self.weight, self.bias, scale_shift, self.groups, act=act)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
         if scale_shift is not None:
             scale, shift = scale_shift.to(y.dtype)[:, :, None, None].chunk(2, dim=1)
             y = torch.addcmul(shift, y, 1 + scale)
         return F.silu(y) if act else y
-
-    def _per_sample(
-        self, b: int, scale_shift: Float[Tensor, "b c2"] | None
-    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
-        """Weight and bias with scale and shift folded in, in at least float32."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        if scale_shift is None:
-            return weight.expand(b, -1), bias.expand(b, -1)
-        scale, shift = scale_shift.to(wide).chunk(2, dim=1)
-        scale = 1 + scale
-        return weight * scale, torch.addcmul(shift, bias, scale)
 
 
 PLAIN_UP_TO = 512

@@ -5,6 +5,9 @@ Same functions as ``cpu_norm.py``, which is held against these.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -91,3 +94,28 @@ def _sum(pixels: Pixels, dtype: torch.dtype) -> PerSample:
     if pixels.device.type == "cpu" and pixels.dtype == torch.bfloat16:
         return pixels.sum(1).to(dtype)
     return pixels.sum(1, dtype=dtype)
+
+
+def dense(x: Tensor) -> Tensor:
+    """Its memory is what it says: no gaps, no sign to be put on when it is read."""
+    return x.resolve_neg().contiguous()
+
+
+def rows(x: PerSample) -> PerSample:
+    """Rows without gaps inside; all may be one and the same."""
+    return x if not x.is_neg() and (x.shape[1] == 1 or x.stride(1) == 1) else dense(x)
+
+
+def agrees(by: ModuleType, dtype: torch.dtype, act: bool, device: str) -> bool:
+    """Whether the kernels that ``by`` calls do the same: two samples of more than they look at at once, by many
+    threads, in groups of 4 of 44 channels, so that all loops have tails."""
+    b, n, c = 2, 400, 44
+    grid = torch.linspace(0, 3000, 2 * b * n * c, dtype=torch.float32, device=device).view(2, b, n, c)
+    pixels, dy = (3 * grid.sin() + 1).to(dtype)
+    weight, bias = (torch.linspace(0, 9, 2 * b * c, dtype=torch.float32, device=device).view(2, b, c) * 7).sin()
+    results = []
+    for module, like in ((sys.modules[__name__], torch.float32), (by, dtype)):
+        y, saved = module.forward(pixels.to(like), weight, bias, c // 4, 1e-5, act)
+        results.append((y, *module.backward(saved, dy.to(like), act)))
+    limit = 1e-4 if dtype == torch.float32 else 1e-2
+    return all(float((got - want).norm()) <= limit * float(want.norm()) for want, got in zip(*results, strict=True))

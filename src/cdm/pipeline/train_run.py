@@ -34,7 +34,7 @@ from cdm.data.source import LETTERS_SPEC, Source, open_source
 from cdm.data.split import split_rows
 from cdm.errors import UserError
 from cdm.evaluate.report import training_report
-from cdm.nn import cpu_norm
+from cdm.nn.fused_norm import has_kernel
 from cdm.pipeline.budget import extend, own_images, plan_stages, round_budget
 from cdm.pipeline.generate import Progress
 from cdm.pipeline.held_out import (
@@ -334,7 +334,7 @@ def _note_machine(prepared: Prepared, events: Events, say: Say) -> None:
         "device": str(prepared.device),
         "precision": precision_name(prepared.dtype),
         "threads": prepared.threads,
-        "norm": "kernel" if prepared.device.type == "cpu" and cpu_norm.works() else "torch",
+        "norm": "kernel" if has_kernel(prepared.device) else "torch",
     }
     last = events.last("start")
     if last is not None:
