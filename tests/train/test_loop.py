@@ -293,6 +293,12 @@ def test_stage_in_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["seconds"] for row in run.log()] == pytest.approx([1.05 * k for k in range(1, 31)])
     assert [row["data_wait"] for row in run.log()] == pytest.approx([0.25 / 1.05] * 30)
     assert "24% of the time went into waiting for data" in run.said.getvalue()
+    monkeypatch.setattr(step.Trainee, "busy", lambda _: True)  # as a GPU that works while batches are made
+    busy = Run(tmp_path / "busy", interval=40, seconds=30.0)
+    busy.train(clock.slow(busy, lambda position: 0.25))
+    assert [row["data_wait"] for row in busy.log()] == [0.0] * 30 and "waiting" not in busy.said.getvalue()
+    monkeypatch.undo()
+    clock = Clock(monkeypatch, update_s=0.8)
     other = Run(tmp_path / "other", interval=40, seconds=30.0)
     other.train(clock.slow(other, lambda position: 0.01))
     assert "waiting for data" not in other.said.getvalue()

@@ -119,7 +119,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
         _begin_attempt(trainee, roll_backs)
         rng = Rng(job.seed, job.stage.index, trainee.attempt)
         positions = torch.arange(trainee.images_seen, trainee.images_seen + batch_size)
-        with clock.waiting():
+        with clock.waiting(trainee.busy):
             batch = job.batches(rng, positions)
         lr = learning_rate(job.stage.config.optim, plan, trainee.images_seen)
         trainee.step(batch, rng, lr)
@@ -171,7 +171,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
 
 class _Clock:
     """Seconds that a stage has trained for in all its sessions, and those of them that this session waited for data.
-    Pauses between sessions do not count."""
+    Pauses between sessions do not count, nor a batch that is there while the device still works on the last one."""
 
     def __init__(self, before: float) -> None:
         self._before, self._begin, self._waited = before, time.perf_counter(), 0.0
@@ -180,10 +180,12 @@ class _Clock:
         return self._before + time.perf_counter() - self._begin
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
+        """``busy``: whether the device still works."""
         begin = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - begin
+        if not busy():  # counted whole, though it may have been idle for a part of it only
+            self._waited += time.perf_counter() - begin
 
     def data_wait(self) -> float:
         """Share of this session's time that was spent waiting for data."""
