@@ -10,10 +10,10 @@ out alike, so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2
 are the nearest of the longer one's.
 
 Features of 128 images are a file of DIR, so a run that was stopped goes on, and more images are added by another
-``-n``. Several processes share the work by ``--part 0/2`` and ``1/2``; a call without it measures. Then the wall-clock
-of 64 images against 1000 + 1000 steps. Ratios come with the interval of a paired bootstrap
-(cdm.evaluate.frechet_ratio). Earlier results of other seeds (``--also``, once for each) count as well: their fast
-settings are used again, and the ratios are put together.
+``-n``. ``--batch 1024`` makes so many at once, for a GPU. Several processes share the work by ``--part 0/2`` and
+``1/2``; a call without it measures. Then the wall-clock of 64 images against 1000 + 1000 steps. Ratios come with the
+interval of a paired bootstrap (cdm.evaluate.frechet_ratio). Earlier results of other seeds (``--also``, once for each)
+count as well: their fast settings are used again, and the ratios are put together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -207,21 +207,22 @@ class Features:
     def _path(self, block: int) -> Path:
         return self._folder / f"{block:04d}.npy"
 
-    def missing(self, count: int, part: tuple[int, int]) -> Iterator[int]:
-        first, every = part
-        return (block for block in range(first, count // BLOCK, every) if not self._path(block).exists())
+    def missing(self, blocks: Iterable[int]) -> list[int]:
+        return [block for block in blocks if not self._path(block).exists()]
 
     @torch.no_grad()
-    def make(self, block: int, progress: Progress) -> None:
-        cascade, start = self._judge.cascade, block * BLOCK
-        seeds = torch.tensor([image_seed(self._seed, i) for i in range(start, start + BLOCK)])
-        labels = None if self._judge.labels is None else torch.from_numpy(self._judge.labels[start : start + BLOCK])
-        what = f"{self.arm.name}, block {block}"
+    def make(self, blocks: list[int], progress: Progress) -> None:
+        """Blocks in one batch."""
+        cascade = self._judge.cascade
+        index = [i for block in blocks for i in range(block * BLOCK, (block + 1) * BLOCK)]
+        seeds = torch.tensor([image_seed(self._seed, i) for i in index])
+        labels = None if self._judge.labels is None else torch.from_numpy(self._judge.labels[index])
+        what = f"{self.arm.name}, block {blocks[0]}"
         if self.arm.path_of:
             made = self._on_the_way(seeds, labels, lambda done, of: progress(what, done, of))
         else:
             made = cascade.sample(
-                labels, seeds, settings=self.arm.settings, stop_after=self.arm.last, batch_size=BLOCK,
+                labels, seeds, settings=self.arm.settings, stop_after=self.arm.last, batch_size=len(index),
                 progress=lambda stage, done, of, _: progress(f"{what}, stage {stage}", done, of),
             ).images  # fmt: skip
         size = cascade.config.sizes[-1]
@@ -230,10 +231,11 @@ class Features:
             stored = to_bytes(images, self.arm.name)
             shown = stored if stored.shape[-1] == size else to_bytes(upsample(to_float(stored, FULL_8), size), "base")
             rows.append(self._judge.extractor(shown).by_name()["main"].numpy())
-        part = self._path(block).with_suffix(".part")
-        with open(part, "wb") as file:
-            np.save(file, np.stack(rows))
-        os.replace(part, self._path(block))
+        for i, block in enumerate(blocks):
+            part = self._path(block).with_suffix(".part")
+            with open(part, "wb") as file:
+                np.save(file, np.stack(rows)[:, i * BLOCK : (i + 1) * BLOCK])
+            os.replace(part, self._path(block))
 
     def _on_the_way(
         self, seeds: Int64[Tensor, " b"], labels: Labels | None, progress: Callable[[int, int], None]
@@ -380,12 +382,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
     parser.add_argument("--long-images", type=int, help="of that arm (default: as many as of the others)")
     parser.add_argument("--part", type=part, metavar="I/N", help="make every N-th block from the I-th on, no more")
+    parser.add_argument("--batch", type=int, default=BLOCK, help=f"images at once, a multiple of {BLOCK}")
     parser.add_argument("--device")
     parser.add_argument("--no-timing", action="store_true", help="distances only: the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-evaluations.json"))
     options = parser.parse_args(argv)
     if options.n < BLOCK or not BLOCK <= (options.long_images or options.n) <= options.n:
         parser.error(f"-n and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n")
+    if options.batch < BLOCK:
+        parser.error(f"--batch is {options.batch}; expected at least {BLOCK}")
     if options.also and (options.fast or options.fronts):
         parser.error("--fast and --fronts name what --also has; expected one of them")
     return options
@@ -424,9 +429,14 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
         count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
         short, long = each_arm[:2], each_arm[2:]
-        for features, images in [(each, count) for each in short] + [(each, longer) for each in long]:
-            for block in features.missing(images, options.part or (0, 1)):
-                features.make(block, progress)
+        first, every = options.part or (0, 1)
+        at_once = options.batch // BLOCK * every
+        for group, images in ((short, count), (long, longer)):
+            mine = range(first, images // BLOCK, every)
+            for begin in range(0, images // BLOCK, at_once):  # all arms have as many, wherever it is stopped
+                for features in group:
+                    if blocks := features.missing(block for block in mine if begin <= block < begin + at_once):
+                        features.make(blocks, progress)
         if options.part:
             return
         result: dict[str, Any] = {

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.e2e.conftest import CLASSES, write_images
@@ -50,10 +52,10 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_numbers_below_a_block_are_one_sentence(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (("-n", "31"), ("--long-images", "96"), ("--long-images", "8")):
+    for options in (("-n", "31"), ("--long-images", "96"), ("--long-images", "8"), ("--batch", "8")):
         with pytest.raises(SystemExit) as ended:
             measure(*options)
-        assert ended.value.code == 2 and "blocks of 32" in capsys.readouterr().err
+        assert ended.value.code == 2 and re.search("blocks of 32|at least 32", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("asked", ["2/2", "-1/2", "1", "a/b"])
@@ -70,7 +72,7 @@ def test_parts_are_the_whole(measure: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         few_evaluations.Features,
         "make",
-        lambda self, block, progress: made.append(block) or make(self, block, progress),
+        lambda self, blocks, progress: made.extend(blocks) or make(self, blocks, progress),
     )
     for asked, blocks in (("1/2", {1}), ("0/2", {0})):
         made.clear()
@@ -79,6 +81,19 @@ def test_parts_are_the_whole(measure: Any, tmp_path: Path, monkeypatch: pytest.M
         assert set(made) == blocks and len(made) == 4  # of each arm
     made.clear()
     assert measure("--no-timing")["images"] == 64 and made == []
+
+
+def test_a_larger_batch_makes_the_same_blocks(measure: Any, tmp_path: Path) -> None:
+    one = measure("--no-timing", "-n", "96", "--long-images", "32")
+    kept = {path.relative_to(tmp_path / "work"): np.load(path) for path in (tmp_path / "work").glob("*/*.npy")}
+    for path in kept:
+        (tmp_path / "work" / path).unlink()
+    two = measure("--no-timing", "-n", "96", "--long-images", "32", "--batch", "64")  # the last one is short
+    for path, rows in kept.items():
+        np.testing.assert_allclose(np.load(tmp_path / "work" / path), rows, atol=0.1)
+    assert two["figures"]["cascade"]["fast"]["distance"]["value"] == pytest.approx(
+        one["figures"]["cascade"]["fast"]["distance"]["value"], rel=0.05
+    )
 
 
 def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
