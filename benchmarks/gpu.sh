@@ -6,8 +6,9 @@
 # trained on. Without them their parts are skipped. diffusers, denoising-diffusion-pytorch and imagen-pytorch are measured
 # where they are installed; --compile needs a C compiler. Results go to FOLDER (runs/gpu) as soon as they are there: a
 # part that is out of time keeps what it has, and goes on from there when called again (throughput: not). Throughput is
-# two parts and one result: ADM's net and the small one as they are, then the middle one compiled too. Exits 1 if a part
-# failed; the others run all the same. TOY=1 does little of each, on a CPU too, in some minutes.
+# three parts and one result, a net each; of the peers' forms by torch.compile, which take half a minute each, only
+# diffusers' with the middle one. Exits 1 if a part failed; the others run all the same. TOY=1 does little of each, on a
+# CPU too, in some minutes.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-runs/gpu} failed=0 all=475
@@ -26,20 +27,23 @@ part() {  # name, seconds at most, name of the result, what python runs
   if [ "$file" -nt "$stamp" ]; then echo "== $name: written to $file"; else echo "== $name: no result"; fi
 }
 
-plain=adm64,base32-16px compile=(--compile) rounds=(--rounds 7 --seconds 0.15)
-n=(-n 1024 --long-images 128)
+nets=(base32-16px adm64 base64-32px) compile=(--compile diffusers) rounds=(--rounds 7 --seconds 0.15)
+n=(-n 8192 --long-images 1024 --batch 1024)
 if [ -n "${TOY:-}" ]; then
-  plain=base32-16px compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
+  nets=(base32-16px) compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
 fi
 peer=() data=()
 if [ -n "${GUIDED:-}" ]; then peer=(--peer "guided-diffusion=$GUIDED"); fi
 if [ -n "${DATA:-}" ]; then data=(--data "$DATA" --train-data "${TRAIN:-$DATA}"); fi
 
-part cuda 80 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda
-part few_evaluations 180 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
+part cuda 60 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda tests/nn/test_gpu_norm.py
+rm -f "$out/throughput.json"  # each net adds to it
+for net in "${nets[@]}"; do
+  more=()
+  if [ "$net" = base64-32px ]; then more=("${compile[@]}"); fi
+  part "throughput-$net" 130 throughput.json benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" "${more[@]}" \
+    --cases "$net" --out "$out/throughput.json"
+done
+part few_evaluations 150 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
   --work "$out/work" --out "$out/few-evaluations.json"
-rm -f "$out/throughput.json"  # the second part adds to the first
-speed=(benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" --out "$out/throughput.json")
-part throughput 150 throughput.json "${speed[@]}" --cases "$plain"
-part throughput-compiled 300 throughput.json "${speed[@]}" --cases base64-32px "${compile[@]}"
 exit "$failed"

@@ -46,6 +46,8 @@ from cdm.nn.unet import UNet
 from cdm.runtime import choose_device, choose_dtype, precision_name, set_threads
 
 SCRIPT = "throughput.py"
+OURS = "cdm"
+COMPILABLE = (OURS, *PEERS)
 T = TypeVar("T")
 SAME_OUTPUT, SAME_FLOPS = 1e-5, 0.01
 PASSES = {"train": 3, "forward": 1}  # a backward pass costs two forward passes
@@ -163,7 +165,7 @@ def own_architecture(
 def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int], left_out: set[str]) -> LineUp:
     dtype = choose_dtype("auto", device)
     contenders = [ours.contender(case, device, dtype)]
-    if peers.compiled:
+    if OURS in peers.compiled:
         compiled = partial(ours.contender, case, device, dtype, compiled=True)
         contenders += attempt(f"{contenders[0].name}, compiled", compiled, left_out)
     for peer in peers.same:
@@ -174,7 +176,7 @@ def line_up(case: Case, device: torch.device, peers: Present, own: dict[str, int
     sizes: dict[str, dict[str, int]] = {}
     flops = {contenders[0].name: own["flops"]}
     for peer in peers.others:
-        for mode in training.modes(peers.compiled):
+        for mode in training.modes(peer.name in peers.compiled):
             make = partial(own_architecture, peer, case, own["parameters"], device, mode, sizes)
             made = attempt(f"{peer.name}, {training.MODES[mode]}", make, left_out)
             contenders += made
@@ -272,7 +274,10 @@ def run(options: argparse.Namespace, argv: list[str] | None) -> None:
     cases, brought = chosen(options.cases), folders(options.peer)
     device, threads = choose_device(options.device), set_threads(options.threads)
     keep_memory()
-    peers = without(present(brought, options.compile, say), options.without.split(",") if options.without else [])
+    compiled = options.compile.split(",") if options.compile else []
+    if unknown := [name for name in compiled if name not in COMPILABLE]:
+        raise UserError(f"unknown name {unknown[0]!r} in --compile; expected some of {', '.join(COMPILABLE)}.")
+    peers = without(present(brought, compiled, say), options.without.split(",") if options.without else [])
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
     short_name = torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type
     out = options.out or Path(f"benchmarks/results/throughput-{short_name}.json")  # as readme_table.py reads it
@@ -287,7 +292,7 @@ def run(options: argparse.Namespace, argv: list[str] | None) -> None:
     }  # fmt: skip
     results: dict[str, Any] = {"device": machine(device), "rounds": options.rounds, "cases": {}}
     results["cases"] = kept(check_out(out), results["device"], cases, peers)
-    with compiled_whole() if options.compile else nullcontext():
+    with compiled_whole() if compiled else nullcontext():
         for case in cases:
             results["cases"][case.name] = {"made": how, **measure(case, device, peers, left_out, options)}
             save(out, results, how)
@@ -300,7 +305,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cases", default="base64-32px,base32-16px", help=", ".join(c.name for c in CASES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")
-    parser.add_argument("--compile", action="store_true", help="all of them compiled too (minutes each)")
+    parser.add_argument(
+        "--compile", nargs="?", const=",".join(COMPILABLE), default="", metavar="NAME,..",
+        help=f"these compiled too, minutes each; without names all ({', '.join(COMPILABLE)})",
+    )  # fmt: skip
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/throughput-DEVICE.json")

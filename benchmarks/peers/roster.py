@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -44,11 +44,11 @@ class OtherPeer:
 
 @dataclass(frozen=True)
 class Present:
-    """compiled: all are timed compiled too."""
+    """compiled: names of those that are timed compiled too."""
 
     same: list[SamePeer]
     others: list[OtherPeer]
-    compiled: bool
+    compiled: Sequence[str]
 
 
 def folders(asked: list[str]) -> dict[str, Path]:
@@ -80,7 +80,7 @@ def release(name: str) -> str | None:
         return None
 
 
-def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]) -> Present:
+def present(brought: dict[str, Path], compiled: Sequence[str], say: Callable[[str], None]) -> Present:
     """Those that can be imported; of the others it is said why they are skipped."""
 
     def works(name: str, load: Callable[[], object]) -> bool:
@@ -98,7 +98,6 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
         return works(name, load)
 
     same: list[SamePeer] = []
-    modes = training.modes(compiled)
     folder = brought.get("guided-diffusion")
     if folder is None:
         say("guided-diffusion is skipped: no --peer guided-diffusion=PATH names a checkout of it.")
@@ -111,10 +110,11 @@ def present(brought: dict[str, Path], compiled: bool, say: Callable[[str], None]
                 partial(guided_diffusion.build, folder),
                 guided_diffusion.copy_into,
                 partial(guided_diffusion.contender, folder),
-                modes,
+                training.modes("guided-diffusion" in compiled),
             )
         )
     if installed("diffusers", "diffusers", lambda: import_module("diffusers").UNet2DModel):
+        modes = training.modes("diffusers" in compiled)
         same.append(
             SamePeer("diffusers", diffusers_unet.build, diffusers_unet.copy_into, diffusers_unet.contender, modes)
         )
