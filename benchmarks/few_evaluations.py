@@ -3,7 +3,8 @@
     python benchmarks/few_evaluations.py examples/letters --data VAL.zip --train-data TRAIN.zip --work DIR
 
 Arms: ``fast`` (named by ``--fast``, or the best of a tuned run's front, within 16 evaluations of the base and 8 of the
-SR stage), ``reference`` (ancestral, 256 steps per stage); on the base alone 1000 steps beside 256.
+SR stage; ``--fast FILE`` takes levels chosen elsewhere, and ``--skip`` leaves out the images that they were chosen on),
+``reference`` (ancestral, 256 steps per stage); on the base alone 1000 steps beside 256.
 All have the same seeds and classes, and of two that are compared the shorter follows the path of the longer: the noise
 of its step is what the other draws on the way, put together. It is standard normal like any other, and the images come
 out alike, so less of the ratio is chance (as in multilevel Monte Carlo, Giles 2008). For that, the shorter one's levels
@@ -130,6 +131,21 @@ def recorded(judge: Judge, fast: list[Candidate], folder: Path, seed: int, refer
     return from_dict(SamplingConfig, load_json(path)["settings"], str(path))
 
 
+def chosen(path: Path, stages: int) -> SamplingConfig:
+    """Settings that stand in a file, as a result of this script has them."""
+    found = load_json(path).get("settings", {}).get("fast")
+    if found is None:
+        raise UserError(f"--fast is {path}, in which no settings.fast stands; expected a result of {SCRIPT}.")
+    settings = from_dict(SamplingConfig, found, str(path))
+    most = (FAST[0], *[FAST[1]] * (stages - 1))
+    if len(settings.steps) != stages or any(n > limit for n, limit in zip(settings.steps, most, strict=True)):
+        raise UserError(
+            f"--fast is {path}, of {'+'.join(map(str, settings.steps))} evaluations; expected at most "
+            f"{'+'.join(map(str, most))}."
+        )
+    return settings
+
+
 def fast_settings(judge: Judge, fast: list[Candidate], seed: int) -> SamplingConfig:
     """Every stage's candidate; a grid of its own is measured on images of the stages below."""
     cascade = judge.cascade
@@ -252,19 +268,23 @@ class Features:
             made.append(sample_on_the_way(stage, cond, on_device, self.arm.settings, self.arm.path_of))
         return made
 
-    def rows(self, count: int, which: int) -> np.ndarray:
+    def rows(self, images: range, which: int) -> np.ndarray:
         """which: 0 the base, 1 the last stage."""
-        return np.concatenate([np.load(self._path(block))[which] for block in range(count // BLOCK)])
+        return np.concatenate([np.load(self._path(block))[which] for block in blocks(images)])
 
 
-def figures(judge: Judge, made: list[Features], count: int) -> dict[str, Any]:
+def blocks(images: range) -> range:
+    return range(images.start // BLOCK, images.stop // BLOCK)
+
+
+def figures(judge: Judge, made: list[Features], images: range) -> dict[str, Any]:
     """Distances of all arms and their ratios, on the base and on the whole cascade."""
-    labels = None if judge.labels is None else judge.labels[:count]
+    labels = None if judge.labels is None else judge.labels[images.start : images.stop]
     sizes = judge.cascade.config.sizes
     found: dict[str, Any] = {}
     for place, name, size in ((0, "base", sizes[0]), (1, "cascade", sizes[-1])):
         real = judge.reference(size)
-        rows = {each.arm.name: each.rows(count, place) for each in made if place == 0 or each.arm.last}
+        rows = {each.arm.name: each.rows(images, place) for each in made if place == 0 or each.arm.last}
         found[name] = {arm: {"distance": told(frechet_estimate(real, own, labels))} for arm, own in rows.items()}
         for arm in (each.arm for each in made if each.arm.name in rows and each.arm.against):
             pair = rows[arm.name], rows[arm.against]
@@ -371,8 +391,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--fronts", type=Path, help="of a tuned run (RUN/tuning/fronts.json)")
     parser.add_argument(
-        "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8"
+        "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8, or a .json"
     )
+    parser.add_argument("--skip", type=int, default=0, help="leave the first images out, of the -n")
     parser.add_argument(
         "--also", type=Path, action="append", default=[], metavar="FILE",
         help="an earlier result of another --seed, counted as well; may be repeated",
@@ -380,15 +401,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/few-evaluations"), help="features are kept here")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="ancestral steps of the reference")
     parser.add_argument("--long", type=int, default=LONG, help="ancestral steps that show it has converged")
-    parser.add_argument("--long-images", type=int, help="of that arm (default: as many as of the others)")
+    parser.add_argument("--long-images", type=int, help="of that arm, 0: none (default: as of the others)")
     parser.add_argument("--part", type=part, metavar="I/N", help="make every N-th block from the I-th on, no more")
     parser.add_argument("--batch", type=int, default=BLOCK, help=f"images at once, a multiple of {BLOCK}")
     parser.add_argument("--device")
     parser.add_argument("--no-timing", action="store_true", help="distances only: the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-evaluations.json"))
     options = parser.parse_args(argv)
-    if options.n < BLOCK or not BLOCK <= (options.long_images or options.n) <= options.n:
-        parser.error(f"-n and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n")
+    most = options.n - options.skip
+    options.long_images = most if options.long_images is None else options.long_images
+    if options.skip < 0 or most < BLOCK or (options.long_images and not BLOCK <= options.long_images <= most):
+        parser.error(
+            f"-n, --skip and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n "
+            "less --skip"
+        )
     if options.batch < BLOCK:
         parser.error(f"--batch is {options.batch}; expected at least {BLOCK}")
     if options.also and (options.fast or options.fronts):
@@ -421,32 +447,38 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         how = made(SCRIPT, argv, judge.cascade.device)
         if earlier:
             fast = earlier[0].fast
+        elif options.fast is not None and options.fast.endswith(".json"):
+            fast = on_the_way(chosen(Path(options.fast), len(judge.cascade.stages)), judge, options.reference)
         else:
             named = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
             fast = recorded(judge, named, options.work, options.seed, options.reference)
         planned = arms(judge, fast, options.reference, options.long)
         check_earlier(earlier, judge, planned[1].settings, options.seed)
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
-        count, longer = options.n // BLOCK * BLOCK, (options.long_images or options.n) // BLOCK * BLOCK
+        first = options.skip // BLOCK * BLOCK
+        images = range(first, options.n // BLOCK * BLOCK)
+        longer = range(first, first + options.long_images // BLOCK * BLOCK)
         short, long = each_arm[:2], each_arm[2:]
-        first, every = options.part or (0, 1)
+        mine, every = options.part or (0, 1)
         at_once = options.batch // BLOCK * every
-        for group, images in ((short, count), (long, longer)):
-            mine = range(first, images // BLOCK, every)
-            for begin in range(0, images // BLOCK, at_once):  # all arms have as many, wherever it is stopped
+        for group, wanted in ((short, blocks(images)), (long, blocks(longer))):
+            for begin in range(wanted.start, wanted.stop, at_once):  # all arms have as many, wherever it is stopped
+                part = range(begin, min(begin + at_once, wanted.stop))
                 for features in group:
-                    if blocks := features.missing(block for block in mine if begin <= block < begin + at_once):
-                        features.make(blocks, progress)
+                    if missing := features.missing(block for block in part if block % every == mine):
+                        features.make(missing, progress)
         if options.part:
             return
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
             "val": judge.val.fingerprint,
-            "images": count, "seed": options.seed, "cores": os.cpu_count(), "device": str(judge.cascade.device),
+            "images": len(images), "skipped": first, "seed": options.seed, "cores": os.cpu_count(),
+            "device": str(judge.cascade.device),
             "settings": {arm.name: to_dict(arm.settings) for arm in planned},
-            "figures": figures(judge, short, count),
-            "of_the_base_alone": {"images": longer, **figures(judge, long, longer)["base"]},
+            "figures": figures(judge, short, images),
         }  # fmt: skip
+        if len(longer):
+            result["of_the_base_alone"] = {"images": len(longer), **figures(judge, long, longer)["base"]}
         for place in PLACES if earlier else ():
             own = result["figures"][place]["fast"]
             own["ratio, with earlier results"] = together(

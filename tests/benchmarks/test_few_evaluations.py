@@ -18,6 +18,7 @@ from cdm.evaluate import frechet_ratio
 from cdm.evaluate.extractors import domain
 from cdm.noise.process import posterior_coefficients
 
+TOO_MANY = {"sampler": "dpmpp", "steps": [17, 2]}
 SAME = {"sampler": "ddpm", "grid": "logsnr", "evaluations": 2}
 
 
@@ -52,7 +53,10 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_numbers_below_a_block_are_one_sentence(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (("-n", "31"), ("--long-images", "96"), ("--long-images", "8"), ("--batch", "8")):
+    for options in (
+        ("-n", "31"), ("--long-images", "96"), ("--long-images", "8"), ("--batch", "8"), ("--skip", "48"),
+        ("--skip", "-32"), ("--skip", "32", "--long-images", "64"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             measure(*options)
         assert ended.value.code == 2 and re.search("blocks of 32|at least 32", capsys.readouterr().err)
@@ -94,6 +98,24 @@ def test_a_larger_batch_makes_the_same_blocks(measure: Any, tmp_path: Path) -> N
     assert two["figures"]["cascade"]["fast"]["distance"]["value"] == pytest.approx(
         one["figures"]["cascade"]["fast"]["distance"]["value"], rel=0.05
     )
+
+
+def test_settings_of_a_file_and_the_images_that_they_were_chosen_on_left_out(measure: Any, tmp_path: Path) -> None:
+    whole = measure("--no-timing", "--long-images", "0")
+    assert "of_the_base_alone" not in whole
+    for path in (tmp_path / "work").glob("*/0000.npy"):
+        path.unlink()
+    (tmp_path / "out.json").rename(tmp_path / "first.json")
+    options = ("--no-timing", "--long-images", "0", "--fast", str(tmp_path / "first.json"), "--skip", "32")
+    rest = measure(*options)
+    assert (rest["images"], rest["skipped"], whole["skipped"]) == (32, 32, 0)
+    assert rest["settings"]["fast"] == whole["settings"]["fast"]
+    assert rest["figures"]["cascade"]["fast"] != whole["figures"]["cascade"]["fast"]
+    assert not list((tmp_path / "work").glob("*/0000.npy"))  # neither made nor looked at
+    for content, said in (({}, "no settings.fast stands"), ({"settings": {"fast": TOO_MANY}}, "of 17+2 evaluations")):
+        save_json(tmp_path / "first.json", content)
+        with pytest.raises(SystemExit, match=re.escape(said)):
+            measure(*options)
 
 
 def test_equal_settings_are_one_and_a_second_call_makes_no_image_again(
