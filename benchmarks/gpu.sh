@@ -28,9 +28,10 @@ part() {  # name, seconds at most, name of the result, what python runs
 }
 
 nets=(base32-16px adm64 base64-32px) compile=(--compile diffusers) rounds=(--rounds 7 --seconds 0.15)
+device=cuda
 n=(-n 8192 --long-images 1024 --batch 1024)
 if [ -n "${TOY:-}" ]; then
-  nets=(base32-16px) compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
+  device=cpu nets=(base32-16px) compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
 fi
 peer=() data=()
 if [ -n "${GUIDED:-}" ]; then peer=(--peer "guided-diffusion=$GUIDED"); fi
@@ -44,6 +45,7 @@ for net in "${nets[@]}"; do
   part "throughput-$net" 130 throughput.json benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" "${more[@]}" \
     --cases "$net" --out "$out/throughput.json"
 done
+part kernels 60 kernels.json benchmarks/kernels.py --device "$device" --out "$out/kernels.json"
 part few_evaluations 150 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
   --work "$out/work" --out "$out/few-evaluations.json"
 exit "$failed"
