@@ -107,7 +107,7 @@ def candidates(cascade: Cascade, asked: str | None, fronts: Path) -> list[Candid
             raise UserError(
                 f"--fast is {asked!r}; expected SAMPLER:GRID:EVALUATIONS for each of the {len(most)} stages, at most "
                 f"{'+'.join(map(str, most))} evaluations, of the samplers {', '.join(SAMPLERS)} and the grids "
-                f"{', '.join(GRIDS)}."
+                f"{', '.join(GRIDS)}, or a result of {SCRIPT} (.json)."
             )
         return each
     if not fronts.exists():
@@ -131,18 +131,26 @@ def recorded(judge: Judge, fast: list[Candidate], folder: Path, seed: int, refer
     return from_dict(SamplingConfig, load_json(path)["settings"], str(path))
 
 
-def chosen(path: Path, stages: int) -> SamplingConfig:
-    """Settings that stand in a file, as a result of this script has them."""
-    found = load_json(path).get("settings", {}).get("fast")
-    if found is None:
+def chosen(path: Path, run: SamplingConfig) -> SamplingConfig:
+    """Settings that stand in a file, as a result of this script has them. run: those of the run, which all but sampler,
+    grid and steps must be as."""
+    told = load_json(path).get("settings")
+    found = told.get("fast") if isinstance(told, dict) else None
+    if not isinstance(found, dict):
         raise UserError(f"--fast is {path}, in which no settings.fast stands; expected a result of {SCRIPT}.")
     settings = from_dict(SamplingConfig, found, str(path))
-    most = (FAST[0], *[FAST[1]] * (stages - 1))
-    if len(settings.steps) != stages or any(n > limit for n, limit in zip(settings.steps, most, strict=True)):
+    most = (FAST[0], *[FAST[1]] * (len(run.steps) - 1))
+    if len(settings.steps) != len(most) or any(n > limit for n, limit in zip(settings.steps, most, strict=True)):
         raise UserError(
             f"--fast is {path}, of {'+'.join(map(str, settings.steps))} evaluations; expected at most "
             f"{'+'.join(map(str, most))}."
         )
+    for name in ("aug_level", "hand_over", "clip", "threshold"):
+        if getattr(settings, name) != getattr(run, name):
+            raise UserError(
+                f"--fast is {path}, whose {name} is {getattr(settings, name)}; expected {getattr(run, name)}, that of "
+                "the reference."
+            )
     return settings
 
 
@@ -391,7 +399,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--fronts", type=Path, help="of a tuned run (RUN/tuning/fronts.json)")
     parser.add_argument(
-        "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8, or a .json"
+        "--fast", help="instead: SAMPLER:GRID:EVALUATIONS of each stage, as dpmpp:profile:16,dpmpp:edm:8; or FILE.json"
     )
     parser.add_argument("--skip", type=int, default=0, help="leave the first images out, of the -n")
     parser.add_argument(
@@ -410,7 +418,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     most = options.n - options.skip
     options.long_images = most if options.long_images is None else options.long_images
-    if options.skip < 0 or most < BLOCK or (options.long_images and not BLOCK <= options.long_images <= most):
+    if (
+        options.skip < 0
+        or options.skip % BLOCK
+        or most < BLOCK
+        or (options.long_images and not BLOCK <= options.long_images <= most)
+    ):
         parser.error(
             f"-n, --skip and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n "
             "less --skip"
@@ -448,16 +461,15 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         if earlier:
             fast = earlier[0].fast
         elif options.fast is not None and options.fast.endswith(".json"):
-            fast = on_the_way(chosen(Path(options.fast), len(judge.cascade.stages)), judge, options.reference)
+            fast = on_the_way(chosen(Path(options.fast), judge.cascade.settings()), judge, options.reference)
         else:
             named = candidates(judge.cascade, options.fast, options.fronts or options.run / "tuning" / "fronts.json")
             fast = recorded(judge, named, options.work, options.seed, options.reference)
         planned = arms(judge, fast, options.reference, options.long)
         check_earlier(earlier, judge, planned[1].settings, options.seed)
         each_arm = [Features(judge, arm, options.seed, options.work) for arm in planned]
-        first = options.skip // BLOCK * BLOCK
-        images = range(first, options.n // BLOCK * BLOCK)
-        longer = range(first, first + options.long_images // BLOCK * BLOCK)
+        images = range(options.skip, options.n // BLOCK * BLOCK)
+        longer = range(options.skip, options.skip + options.long_images // BLOCK * BLOCK)
         short, long = each_arm[:2], each_arm[2:]
         mine, every = options.part or (0, 1)
         at_once = options.batch // BLOCK * every
@@ -472,7 +484,7 @@ def run(options: argparse.Namespace, argv: list[str] | None = None) -> None:
         result: dict[str, Any] = {
             "run": str(options.run), "weights": judge.cascade.hash, "extractor": judge.extractor.hash,
             "val": judge.val.fingerprint,
-            "images": len(images), "skipped": first, "seed": options.seed, "cores": os.cpu_count(),
+            "images": len(images), "skipped": options.skip, "seed": options.seed, "cores": os.cpu_count(),
             "device": str(judge.cascade.device),
             "settings": {arm.name: to_dict(arm.settings) for arm in planned},
             "figures": figures(judge, short, images),

@@ -5,9 +5,9 @@
 # taken from src/. GUIDED is a checkout of guided-diffusion; DATA and TRAIN are real letters, kept from training and
 # trained on. Without them their parts are skipped. diffusers, denoising-diffusion-pytorch and imagen-pytorch are measured
 # where they are installed; --compile needs a C compiler. Results go to FOLDER (runs/gpu) as soon as they are there: a
-# part that is out of time keeps what it has, and goes on from there when called again (throughput: not). Throughput is
-# three parts and one result, a net each; of the peers' forms by torch.compile, which take half a minute each, only
-# diffusers' with the middle one. Exits 1 if a part failed; the others run all the same. TOY=1 does little of each, on a
+# part that is out of time keeps what it has, and goes on from there when called again. Throughput is three parts and one
+# result, a net each; of the peers' forms by torch.compile, which take half a minute each, only diffusers' with the
+# middle one. Exits 1 if a part failed; the others run all the same. TOY=1 does little of each, on a
 # CPU too, in some minutes.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -29,7 +29,7 @@ part() {  # name, seconds at most, name of the result, what python runs
 
 nets=(base32-16px adm64 base64-32px) compile=(--compile diffusers) rounds=(--rounds 7 --seconds 0.15)
 device=cuda
-n=(-n 8192 --long-images 1024 --batch 1024)
+n=(-n 4096 --long-images 512 --batch 1024)
 if [ -n "${TOY:-}" ]; then
   device=cpu nets=(base32-16px) compile=() rounds=(--rounds 1 --seconds 0.01) n=(-n 128 --reference 2 --long 2 --no-timing) all=3600
 fi
@@ -37,15 +37,15 @@ peer=() data=()
 if [ -n "${GUIDED:-}" ]; then peer=(--peer "guided-diffusion=$GUIDED"); fi
 if [ -n "${DATA:-}" ]; then data=(--data "$DATA" --train-data "${TRAIN:-$DATA}"); fi
 
-part cuda 60 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda tests/nn/test_gpu_norm.py
-rm -f "$out/throughput.json"  # each net adds to it
-for net in "${nets[@]}"; do
+part cuda 100 cuda.txt -m pytest -q -p no:cacheprovider tests/cuda tests/nn/test_gpu_norm.py
+part few_evaluations 90 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
+  --work "$out/work" --out "$out/few-evaluations.json"
+for net in "${nets[@]}"; do  # each adds to the result
+  if grep -qs "\"$net\"" "$out/throughput.json"; then continue; fi
   more=()
   if [ "$net" = base64-32px ]; then more=("${compile[@]}"); fi
   part "throughput-$net" 130 throughput.json benchmarks/throughput.py "${rounds[@]}" "${peer[@]}" "${more[@]}" \
     --cases "$net" --out "$out/throughput.json"
 done
 part kernels 60 kernels.json benchmarks/kernels.py --device "$device" --out "$out/kernels.json"
-part few_evaluations 150 few-evaluations.json benchmarks/few_evaluations.py examples/letters "${data[@]}" "${n[@]}" \
-  --work "$out/work" --out "$out/few-evaluations.json"
 exit "$failed"

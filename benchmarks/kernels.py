@@ -22,7 +22,7 @@ import torch
 from peers import ours
 from peers.cases import CASES, Case, Contender
 from peers.timing import alternate, spread
-from record import check_out, made, one_sentence, save
+from record import check_out, made, one_sentence, save, short_name
 from torch import nn
 
 from cdm.errors import UserError
@@ -161,16 +161,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kernels.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/kernels.json, of a GPU with its name")
     options = parser.parse_args(argv)
     with one_sentence(SCRIPT):
-        check_out(options.out)
         device, threads = choose_device(options.device), set_threads(options.threads)
         if not has_kernel(device):
             needed = "Linux and a C++ compiler ($CXX)" if device.type == "cpu" else "Triton"
             raise UserError(f"there is no kernel of the norm to measure; expected {needed}.")
+        name = "kernels.json" if device.type == "cpu" else f"kernels-{short_name(device)}.json"
+        out = check_out(options.out or Path(__file__).parent / "results" / name)
     how = made(SCRIPT, argv, device) | {"threads": threads}
-    save(options.out, measure(device), how)
+    save(out, measure(device), how)
 
 
 if __name__ == "__main__":

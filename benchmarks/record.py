@@ -45,6 +45,11 @@ def machine(device: torch.device | None = None) -> str:
     return f"{models[0] if models else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
 
 
+def short_name(device: torch.device) -> str:
+    """In names of files: h200, cpu."""
+    return torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type
+
+
 def commit() -> str:
     """Of the code that is measured; it is told whether that was changed since."""
 

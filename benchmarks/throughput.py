@@ -35,7 +35,7 @@ from peers.bounds import convolutions_alone, matrix_product
 from peers.cases import CASES, Case, Contender, inputs, wake
 from peers.roster import PEERS, OtherPeer, Present, folders, present, release, short
 from peers.timing import alternate, counted, parameters, spread
-from record import check_out, machine, made, save
+from record import check_out, machine, made, save, short_name
 from torch import nn
 
 from cdm.artifacts import load_json
@@ -279,8 +279,7 @@ def run(options: argparse.Namespace, argv: list[str] | None) -> None:
         raise UserError(f"unknown name {unknown[0]!r} in --compile; expected some of {', '.join(COMPILABLE)}.")
     peers = without(present(brought, compiled, say), options.without.split(",") if options.without else [])
     guided = brought["guided-diffusion"] if "guided-diffusion" in [peer.name for peer in peers.same] else None
-    short_name = torch.cuda.get_device_name(device).split()[-1].lower() if device.type == "cuda" else device.type
-    out = options.out or Path(f"benchmarks/results/throughput-{short_name}.json")  # as readme_table.py reads it
+    out = options.out or Path(f"benchmarks/results/throughput-{short_name(device)}.json")  # as readme_table.py reads it
     commit = guided_diffusion.commit(guided) if guided else None
     if commit == guided_diffusion.UNKNOWN:
         say(f"the commit of guided-diffusion is unknown: {guided} is no git checkout and has no file COMMIT.")

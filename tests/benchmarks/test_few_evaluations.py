@@ -55,7 +55,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_numbers_below_a_block_are_one_sentence(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for options in (
         ("-n", "31"), ("--long-images", "96"), ("--long-images", "8"), ("--batch", "8"), ("--skip", "48"),
-        ("--skip", "-32"), ("--skip", "32", "--long-images", "64"),
+        ("--skip", "16"), ("--skip", "-32"), ("--skip", "32", "--long-images", "64"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             measure(*options)
@@ -112,7 +112,11 @@ def test_settings_of_a_file_and_the_images_that_they_were_chosen_on_left_out(mea
     assert rest["settings"]["fast"] == whole["settings"]["fast"]
     assert rest["figures"]["cascade"]["fast"] != whole["figures"]["cascade"]["fast"]
     assert not list((tmp_path / "work").glob("*/0000.npy"))  # neither made nor looked at
-    for content, said in (({}, "no settings.fast stands"), ({"settings": {"fast": TOO_MANY}}, "of 17+2 evaluations")):
+    for content, said in (
+        ({}, "no settings.fast stands"), ({"settings": None}, "no settings.fast stands"),
+        ({"settings": {"fast": TOO_MANY}}, "of 17+2 evaluations"),
+        ({"settings": {"fast": whole["settings"]["fast"] | {"aug_level": [0.3]}}}, "whose aug_level is (0.3,)"),
+    ):  # fmt: skip
         save_json(tmp_path / "first.json", content)
         with pytest.raises(SystemExit, match=re.escape(said)):
             measure(*options)

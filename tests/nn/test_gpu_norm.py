@@ -1,7 +1,11 @@
 """The GPU kernels of the norm: on a GPU, or in Triton's interpreter on a CPU, which is slow, but the same program."""
 
+import os
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -25,6 +29,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gpu_norm.works.cache_clear()
     yield
     gpu_norm.works.cache_clear()
+    gpu_norm.given_up.clear()
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> list[torch.Tensor]:
@@ -104,20 +109,69 @@ def test_saturated_activations_stay_finite_and_what_is_not_stays_in_its_group(ke
     assert torch.isfinite(y[0]).all() and torch.isfinite(y[1, :4]).all() and torch.isfinite(y[1, 8:]).all()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [(lambda *_: 1 / 0, r"could not be built \(ZeroDivisionError: division by zero\)"),
-     (lambda pixels, *_: (pixels + 1, ()), "is wrong as Triton builds it|could not be built")],
-)  # fmt: skip
-def test_kernels_that_fail_or_are_wrong_are_said_once_and_left(
-    spoil: object, said: str, kernels: None, monkeypatch: pytest.MonkeyPatch
+def spoil(name: str, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    """The call fails, or gives twice the numbers."""
+    right = getattr(gpu_norm, name)
+
+    def wrong(*given: object) -> object:
+        if error is not None:
+            raise error
+        result = right(*given)
+        return tuple(2 * t for t in result) if isinstance(result, tuple) and name == "_backward" else 2 * result
+
+    monkeypatch.setattr(gpu_norm, name, wrong)
+
+
+def with_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    y = group_norm_act(*leaves, 4, act=True)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+@pytest.mark.parametrize("name", ["_backward", "_folded"])
+def test_wrong_kernels_are_said_once_and_left(name: str, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs((2, 16, 8, 8), torch.float32)
+    want = with_gradients(inputs)
+    gpu_norm.works.cache_clear()
+    spoil(name, monkeypatch)
+    with pytest.warns(UserWarning, match="the GPU kernel of the norm is wrong as Triton builds it: going on without"):
+        got = with_gradients(inputs)
+    with_gradients(inputs)  # a second warning would be an error
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at first", "of a later shape"])
+@pytest.mark.parametrize("name", ["_forward", "_backward", "_folded"])
+def test_kernels_that_fail_are_said_once_and_left(
+    name: str, late: bool, kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = make_inputs((2, 16, 8, 8), torch.float32)
-    monkeypatch.setattr(gpu_norm, "forward", spoil)
-    with pytest.warns(UserWarning, match=f"the GPU kernel of the norm ({said}).*: going on without"):
-        got = group_norm_act(*inputs, 4, act=True)
-    torch.testing.assert_close(got, truth(*inputs, 4, True), atol=1e-5, rtol=1e-5)
-    group_norm_act(*inputs, 4, act=True)  # a second warning would be an error
+    x, weight, bias = inputs
+    want = with_gradients(inputs)
+    assert gpu_norm.is_there(DEVICE)
+    if not late:
+        gpu_norm.works.cache_clear()
+    spoil(name, monkeypatch, OSError("no room\nfatal: the disk is full\nsee above"))
+    said = r"norm could not be built \(OSError: fatal: the disk is full\): going on without, which is slower"
+    with pytest.warns(UserWarning, match=said):
+        if name == "_folded":
+            with torch.no_grad():
+                got = [modulated_norm_act(x, weight[0], bias[0], None, 4, act=True)]
+            want = [group_norm_act(x, weight[:1].expand(2, -1), bias[:1].expand(2, -1), 4, act=True)]
+        else:
+            got = with_gradients(inputs)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with_gradients(inputs)  # a second warning would be an error
+    assert not gpu_norm.is_there(DEVICE)
+
+
+def test_a_missing_compiler_is_named() -> None:
+    error = subprocess.CalledProcessError(1, ["gcc", "-I", "a" * 400])
+    assert gpu_norm._told(error).startswith("the C compiler that Triton needs failed")
+    assert gpu_norm._told(RuntimeError("")) == "RuntimeError: "
+    assert len(gpu_norm._told(RuntimeError("x" * 999))) < 250
 
 
 def test_memory_that_ran_out_says_nothing_of_the_kernels(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +180,7 @@ def test_memory_that_ran_out_says_nothing_of_the_kernels(kernels: None, monkeypa
 
     inputs = make_inputs((2, 16, 8, 8), torch.float32)
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(gpu_norm, "forward", run_out)
+        patch.setattr(gpu_norm, "_forward", run_out)
         gpu_norm.can_run(*inputs, 4)
     assert gpu_norm.can_run(*inputs, 4)
 
@@ -167,3 +221,48 @@ def test_the_check_sees_what_is_wrong(module: ModuleType, monkeypatch: pytest.Mo
     for spoilt in range(3):
         wrong.backward = lambda *given, s=spoilt: [2 * t if i == s else t for i, t in enumerate(right(*given))]
         assert not plain_norm.agrees(wrong, torch.bfloat16, True, "cpu")
+
+
+def test_sums_are_float32_whatever_torch_makes_by_default(kernels: None) -> None:
+    inputs = make_inputs((2, 24, 41, 40), torch.float32)
+    want = group_norm_act(*inputs, 6, act=True)
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert torch.equal(group_norm_act(*inputs, 6, act=True), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_programs_stand_along_one_axis(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA has room for 65,535 along any other; 1024 x 1024 pixels of 384 channels are 65,536 tiles."""
+    from cdm.nn import gpu_norm_kernels
+
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("moments", "normalise", "sums", "gradient"):
+        monkeypatch.setattr(gpu_norm_kernels, name, Kernel())
+    pixels = torch.empty(1, 1, 1).expand(2, 1024 * 1024, 384)
+    call = gpu_norm._Call(pixels, 32)
+    for name in ("moments", "normalise", "sums", "gradient"):
+        call(name, pixels)
+    assert grids == [(2 * 16,), (2 * 65536,)] * 2
+
+
+def test_a_compiler_takes_them_as_well(tmp_path: Path) -> None:
+    """For a card that need not be there; what the interpreter runs, the compiler may refuse."""
+    require("triton", "make install-oracles")
+    script = Path(__file__).with_name("build_gpu_norm.py")
+    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    settings |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(gpu_norm.__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built = [line.split() for line in done.stdout.splitlines()]
+    in_parts, whole = ["moments", "normalise", "sums", "gradient", "moments", "normalise"], ["normalise", "gradient"]
+    assert [name for name, _ in built] == [*in_parts, *whole, "normalise"] and all(
+        int(size) > 1000 for _, size in built
+    )

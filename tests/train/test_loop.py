@@ -293,12 +293,6 @@ def test_stage_in_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["seconds"] for row in run.log()] == pytest.approx([1.05 * k for k in range(1, 31)])
     assert [row["data_wait"] for row in run.log()] == pytest.approx([0.25 / 1.05] * 30)
     assert "24% of the time went into waiting for data" in run.said.getvalue()
-    monkeypatch.setattr(step.Trainee, "busy", lambda _: True)  # as a GPU that works while batches are made
-    busy = Run(tmp_path / "busy", interval=40, seconds=30.0)
-    busy.train(clock.slow(busy, lambda position: 0.25))
-    assert [row["data_wait"] for row in busy.log()] == [0.0] * 30 and "waiting" not in busy.said.getvalue()
-    monkeypatch.undo()
-    clock = Clock(monkeypatch, update_s=0.8)
     other = Run(tmp_path / "other", interval=40, seconds=30.0)
     other.train(clock.slow(other, lambda position: 0.01))
     assert "waiting for data" not in other.said.getvalue()
@@ -368,6 +362,37 @@ def test_killed_after_it_was_shortened_it_does_not_decide_again(
     run.train()
     assert run.events("budget")[1:] == [decision]
     assert run.log()[-1]["images_seen"] == decision["images"]
+
+
+def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks are passed when what is queued before them is done, and read after that, late ones too."""
+    now, queue_ends = [100.0], [100.0]
+
+    class Mark:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            self.at = queue_ends[0] = max(queue_ends[0], now[0])
+
+        def query(self) -> bool:
+            return self.at <= now[0]
+
+        def elapsed_time(self, end: "Mark") -> float:
+            assert end.query()
+            return 1000 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Mark)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = loop._Clock(0.0, torch.device("cuda"))
+    for making, update in ((2.0, 10.0), (3.0, 10.0), (25.0, 10.0)):  # the third batch: asked for at 105, there at 130
+        with clock.waiting():
+            now[0] += making
+        queue_ends[0] = max(queue_ends[0], now[0]) + update
+    assert clock.data_wait() == pytest.approx((2 + 0 + 8) / 30)  # idle from 122 on
+    now[0] += 30
+    assert clock.data_wait() == pytest.approx(10 / 60)
 
 
 def test_pauses_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,7 @@ class _GroupNormAct(torch.autograd.Function):
 
 def has_kernel(device: torch.device) -> bool:
     """Whether there is one for this device."""
-    return (
-        cpu_norm.works() if device.type == "cpu" else device.type in gpu_norm.devices() and gpu_norm.works(device.type)
-    )
+    return cpu_norm.works() if device.type == "cpu" else gpu_norm.is_there(device.type)
 
 
 def _by(x: Image, weight: Float[Tensor, "b c"], bias: Float[Tensor, "b c"], groups: int) -> ModuleType:
@@ -101,7 +99,9 @@ def modulated_norm_act(
 ) -> Image:
     """``act(norm(x) * (1 + scale) + shift)``; ``scale_shift`` is scale | shift, ``[B, 2 C]``. Channels-last."""
     if not torch.is_grad_enabled() and gpu_norm.can_fold(x, weight, bias, scale_shift, groups):
-        return _image(gpu_norm.folded(_pixels(x), weight, bias, scale_shift, groups, eps, act), *x.shape[2:])
+        y = gpu_norm.folded(_pixels(x), weight, bias, scale_shift, groups, eps, act)
+        if y is not None:
+            return _image(y, *x.shape[2:])
     return group_norm_act(x, *_fold(len(x), weight, bias, scale_shift), groups, act=act, eps=eps)
 
 

@@ -6,10 +6,11 @@ times, in place of one or two. A GPU that launches hundreds of small kernels doe
 
 from __future__ import annotations
 
-import sys
+import subprocess
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,17 +52,20 @@ def can_fold(x: Tensor, weight: Tensor, bias: Tensor, scale_shift: Tensor | None
 
 def _can_run(groups: int, x: Tensor, *more: Tensor) -> bool:
     return (
-        x.device.type in devices()
+        is_eager(x, *more)
         and all(each.device == x.device for each in more)
         and x.dtype in DTYPES
         and groups > 0
         and x.shape[1] % groups == 0
         and x.numel() > 0
-        and _padded(x.shape[1], groups) <= WIDEST
         and x[0].numel() < 2**31
-        and is_eager(x, *more)
-        and works(x.device.type)
+        and _padded(x.shape[1], groups) <= WIDEST
+        and is_there(x.device.type)
     )
+
+
+def is_there(device: str) -> bool:
+    return device in devices() and device not in given_up and works(device)
 
 
 @cache
@@ -70,30 +74,83 @@ def devices() -> tuple[str, ...]:
     return ("cuda",) if torch.cuda.is_available() and find_spec("triton") is not None else ()
 
 
+given_up = set[str]()
+"""Kinds of devices for which a kernel could not be built; torch's operations serve there from then on."""
+
+
 @cache
 def works(device: str) -> bool:
-    """Whether the kernels can be built and do what torch does. Says what is wrong, once."""
+    """Whether the kernels can be built and do what torch does: of samples in many tiles and in one, and with scale and
+    shift inside. Says what is wrong, once. Other shapes are built when they are met."""
+    kernels = SimpleNamespace(forward=_forward, backward=_backward)
     try:
-        with torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad():
-            if plain_norm.agrees(sys.modules[__name__], torch.bfloat16, True, device):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            right = all(plain_norm.agrees(kernels, torch.bfloat16, True, device, pixels) for pixels in (400, 40))
+            if right and _folds(device):
                 return True
-        wrong = "is wrong as Triton builds it"
-    except torch.OutOfMemoryError:
-        raise
+        say("is wrong as Triton builds it")
     except Exception as error:  # Triton, or the compiler that it calls, may raise anything
-        lines = str(error).strip().splitlines() or [""]
-        wrong = f"could not be built ({type(error).__name__}: {lines[-1]})"
-    warnings.warn(f"the GPU kernel of the norm {wrong}: going on without, which is slower.", stacklevel=2)
+        _give_up(device, error)
     return False
+
+
+def _folds(device: str) -> bool:
+    """Whether scale and shift inside are those outside."""
+    b, n, c = 2, 40, 44
+    numbers = torch.linspace(0, 999, b * n * c + 2 * c, dtype=torch.float32, device=device).sin()
+    pixels, weight, bias = numbers.split((b * n * c, c, c))
+    pixels, scale_shift = pixels.view(b, n, c).bfloat16(), numbers[: b * 2 * c].view(b, 2 * c)
+    scale, shift = (1 + scale_shift[:, :c]), scale_shift[:, c:]
+    want = _forward(pixels, weight * scale, bias * scale + shift, c // 4, 1e-5, True)[0]
+    got = _folded(pixels, weight, bias, scale_shift, c // 4, 1e-5, True)
+    return float((got - want).norm()) <= 1e-2 * float(want.norm())
+
+
+def _give_up(device: str, error: Exception) -> None:
+    """Raises again what is no fault of the kernels."""
+    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
+        raise error
+    if device not in given_up:
+        given_up.add(device)
+        say(f"could not be built ({_told(error)})")
+
+
+def _told(error: Exception) -> str:
+    """Kind of an error, and the line of it that tells most."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return "the C compiler that Triton needs failed; expected one that works ($CC), and the headers of Python"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    line = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), lines[0])
+    return f"{type(error).__name__}: {line[:200]}"
+
+
+def say(what: str) -> None:
+    warnings.warn(f"the GPU kernel of the norm {what}: going on without, which is slower.", stacklevel=2)
 
 
 def forward(
     pixels: Pixels, weight: PerSample, bias: PerSample, groups: int, eps: float, act: bool
 ) -> tuple[Pixels, tuple[Tensor, ...]]:
     """The output, and what ``backward`` needs: inputs, mean and inverse standard deviation of each group."""
-    pixels, weight, bias = dense(pixels), rows(weight), rows(bias)
-    y, mean, rstd = _forward(pixels, weight, bias, None, groups, eps, act)
-    return y, (pixels, weight, bias, mean, rstd)
+    try:
+        return _forward(pixels, weight, bias, groups, eps, act)
+    except Exception as error:
+        _give_up(pixels.device.type, error)
+        return plain_norm.forward(pixels, weight, bias, groups, eps, act)
+
+
+def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
+    """Gradients of pixels, weight and bias by that of the output."""
+    if len(saved) != 5:  # of a forward pass by torch's operations
+        return plain_norm.backward(saved, dy, act)
+    try:
+        return _backward(saved, dy, act)
+    except Exception as error:
+        _give_up(dy.device.type, error)
+        pixels, weight, bias, mean, rstd = saved
+        mean, rstd = mean[..., None], rstd[..., None]
+        a, shift = plain_norm.affine(weight, bias, mean, rstd, pixels.dtype)
+        return plain_norm.backward((pixels, weight, a, shift, mean, rstd), dy, act)
 
 
 def folded(
@@ -104,14 +161,40 @@ def folded(
     groups: int,
     eps: float,
     act: bool,
-) -> Pixels:
-    """The output alone: scale and shift are put into the weights inside the kernel."""
-    weight, bias = (t.contiguous().expand(len(pixels), -1) for t in (weight, bias))
-    scale_shift = None if scale_shift is None else rows(scale_shift)
-    return _forward(dense(pixels), weight, bias, scale_shift, groups, eps, act)[0]
+) -> Pixels | None:
+    """The output alone: scale and shift are put into the weights inside the kernel. None: it could not be built."""
+    try:
+        return _folded(pixels, weight, bias, scale_shift, groups, eps, act)
+    except Exception as error:
+        return _give_up(pixels.device.type, error)
+
+
+# ---- calls -----------------------------------------------------------------------------------------------------------
 
 
 def _forward(
+    pixels: Pixels, weight: PerSample, bias: PerSample, groups: int, eps: float, act: bool
+) -> tuple[Pixels, tuple[Tensor, ...]]:
+    pixels, weight, bias = dense(pixels), rows(weight), rows(bias)
+    y, mean, rstd = _normalise(pixels, weight, bias, None, groups, eps, act)
+    return y, (pixels, weight, bias, mean, rstd)
+
+
+def _folded(
+    pixels: Pixels,
+    weight: Float[Tensor, " c"],
+    bias: Float[Tensor, " c"],
+    scale_shift: Float[Tensor, "b c2"] | None,
+    groups: int,
+    eps: float,
+    act: bool,
+) -> Pixels:
+    weight, bias = (t.contiguous().expand(len(pixels), -1) for t in (weight, bias))
+    scale_shift = None if scale_shift is None else rows(scale_shift)
+    return _normalise(dense(pixels), weight, bias, scale_shift, groups, eps, act)[0]
+
+
+def _normalise(
     pixels: Pixels,
     weight: PerSample,
     bias: PerSample,
@@ -122,7 +205,7 @@ def _forward(
 ) -> tuple[Pixels, Tensor, Tensor]:
     """The output, mean and inverse standard deviation."""
     y = torch.empty_like(pixels)
-    mean, rstd = torch.empty(2, len(pixels), groups, device=pixels.device)
+    mean, rstd = torch.empty(2, len(pixels), groups, dtype=torch.float32, device=pixels.device)
     call = _Call(pixels, groups)
     moments = call.partial(2, groups)
     more = weight if scale_shift is None else scale_shift
@@ -132,8 +215,7 @@ def _forward(
     return y, mean, rstd
 
 
-def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
-    """Gradients of pixels, weight and bias by that of the output."""
+def _backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
     pixels, weight, bias, mean, rstd = saved
     dy, dx = dense(dy), torch.empty_like(pixels)
     dweight, dbias = weight.new_empty(2, *weight.shape)
@@ -167,21 +249,21 @@ class _Call:
 
     def partial(self, *shape: int) -> Tensor:
         """Room for what each part of each sample adds up to."""
-        return torch.empty(self._b, 0 if self._whole else self._parts, *shape, device=self._device)
+        parts = 0 if self._whole else self._parts
+        return torch.empty(self._b, parts, *shape, dtype=torch.float32, device=self._device)
 
     def __call__(self, name: str, *given: Any, **how: Any) -> None:
         from cdm.nn import gpu_norm_kernels as kernels  # Triton is asked for here alone
 
-        by_parts = name in ("moments", "sums")
-        if by_parts and self._whole:
-            return  # the other kernel does it itself
-        grid = (self._b, self._parts if by_parts else self._tiles)
-        how |= {"LOOKS": self._looks} if by_parts else {}
-        if not by_parts:
-            how |= {"PP": _power(self._parts)}
-            given = (*given, self._parts, self._looks * self._fixed["ROWS"])
+        if name in ("moments", "sums"):
+            if self._whole:
+                return  # the other kernel does it itself
+            programs, given, how = self._parts, (*given, self._parts), how | {"LOOKS": self._looks}
+        else:
+            programs, how = self._tiles, how | {"PP": _power(self._parts)}
+            given = *given, self._parts, self._looks * self._fixed["ROWS"], self._tiles
         with torch.cuda.device_of(given[0]):
-            getattr(kernels, name)[grid](*given, self._n, **how, **self._fixed)
+            getattr(kernels, name)[(self._b * programs,)](*given, self._n, **how, **self._fixed)
 
 
 def _padded(channels: int, groups: int) -> int:

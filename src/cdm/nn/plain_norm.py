@@ -6,7 +6,7 @@ Same functions as ``cpu_norm.py``, which is held against these.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +21,25 @@ def forward(
     pixels: Pixels, weight: PerSample, bias: PerSample, groups: int, eps: float, act: bool
 ) -> tuple[Pixels, tuple[Tensor, ...]]:
     """y = act(a x + shift) with a and shift per sample and channel; and what ``backward`` needs."""
-    b, _, c = pixels.shape
     if pixels.device.type == "cpu" and pixels.dtype == torch.bfloat16:
         mean, rstd = bf16_statistics(pixels, groups, eps)
     else:
         mean, rstd = statistics(pixels, groups, eps, weight.dtype)
-    a = weight.view(b, groups, -1) * rstd
-    shift = torch.addcmul(bias.view(b, groups, -1), mean, a, value=-1).view(b, 1, c).to(pixels.dtype)
-    a = a.view(b, 1, c).to(pixels.dtype)
+    a, shift = affine(weight, bias, mean, rstd, pixels.dtype)
     y = torch.addcmul(shift, pixels, a)
     if act:
         F.silu(y, inplace=True)
     return y, (pixels, weight, a, shift, mean, rstd)
+
+
+def affine(
+    weight: PerSample, bias: PerSample, mean: Float[Tensor, "b g 1"], rstd: Float[Tensor, "b g 1"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "b 1 c"], Float[Tensor, "b 1 c"]]:
+    """What pixels are multiplied by, and what is added."""
+    b, groups, _ = mean.shape
+    a = weight.view(b, groups, -1) * rstd
+    shift = torch.addcmul(bias.view(b, groups, -1), mean, a, value=-1)
+    return a.view(b, 1, -1).to(dtype), shift.view(b, 1, -1).to(dtype)
 
 
 def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, PerSample, PerSample]:
@@ -106,10 +113,10 @@ def rows(x: PerSample) -> PerSample:
     return x if not x.is_neg() and (x.shape[1] == 1 or x.stride(1) == 1) else dense(x)
 
 
-def agrees(by: ModuleType, dtype: torch.dtype, act: bool, device: str) -> bool:
-    """Whether the kernels that ``by`` calls do the same: two samples of more than they look at at once, by many
-    threads, in groups of 4 of 44 channels, so that all loops have tails."""
-    b, n, c = 2, 400, 44
+def agrees(by: Any, dtype: torch.dtype, act: bool, device: str, pixels_of_each: int = 400) -> bool:
+    """Whether the kernels that ``by`` calls do the same: on two samples, of more than they look at at once unless told,
+    by many threads, in groups of 4 of 44 channels, so that all loops have tails."""
+    b, n, c = 2, pixels_of_each, 44
     grid = torch.linspace(0, 3000, 2 * b * n * c, dtype=torch.float32, device=device).view(2, b, n, c)
     pixels, dy = (3 * grid.sin() + 1).to(dtype)
     weight, bias = (torch.linspace(0, 9, 2 * b * c, dtype=torch.float32, device=device).view(2, b, c) * 7).sin()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,8 +111,9 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
     if trainee.images_seen:
         progress.say(f"stage {job.stage.name}: going on from {trainee.images_seen:,} images")
     log.start(trainee.images_seen)
-    clock = _Clock(trainee.seconds)
-    cores = Cores() if trainee.params[0].device.type == "cpu" else None
+    device = trainee.params[0].device
+    clock = _Clock(trainee.seconds, device)
+    cores = Cores() if device.type == "cpu" else None
     pace = Pace(max(plan.checkpoint_images, plan.goal // 8))
     log_every = max(batch_size, round_to_batch(plan.checkpoint_images / 8, batch_size))
 
@@ -119,7 +121,7 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
         _begin_attempt(trainee, roll_backs)
         rng = Rng(job.seed, job.stage.index, trainee.attempt)
         positions = torch.arange(trainee.images_seen, trainee.images_seen + batch_size)
-        with clock.waiting(trainee.busy):
+        with clock.waiting():
             batch = job.batches(rng, positions)
         lr = learning_rate(job.stage.config.optim, plan, trainee.images_seen)
         trainee.step(batch, rng, lr)
@@ -171,24 +173,44 @@ def train_stage(job: StageJob, events: Events, log: TrainLog, progress: TrainPro
 
 class _Clock:
     """Seconds that a stage has trained for in all its sessions, and those of them that this session waited for data.
-    Pauses between sessions do not count, nor a batch that is there while the device still works on the last one."""
+    Pauses between sessions do not count.
 
-    def __init__(self, before: float) -> None:
+    A GPU has updates queued, so what counts there is how long it had nothing to do before the batch came: between two
+    marks in its queue, which are read once it has passed them.
+    """
+
+    def __init__(self, before: float, device: torch.device) -> None:
         self._before, self._begin, self._waited = before, time.perf_counter(), 0.0
+        self._device, self._marks = device, deque[tuple[torch.cuda.Event, torch.cuda.Event]]()
 
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._begin
 
     @contextmanager
-    def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
-        """``busy``: whether the device still works."""
-        begin = time.perf_counter()
-        yield
-        if not busy():  # counted whole, though it may have been idle for a part of it only
+    def waiting(self) -> Iterator[None]:
+        if self._device.type == "cuda":
+            asked = self._mark()
+            yield
+            self._marks.append((asked, self._mark()))
+            self._read_marks()
+        else:
+            begin = time.perf_counter()
+            yield
             self._waited += time.perf_counter() - begin
+
+    def _mark(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _read_marks(self) -> None:
+        while self._marks and self._marks[0][1].query():
+            asked, there = self._marks.popleft()
+            self._waited += asked.elapsed_time(there) / 1000
 
     def data_wait(self) -> float:
         """Share of this session's time that was spent waiting for data."""
+        self._read_marks()
         return self._waited / max(time.perf_counter() - self._begin, 1e-9)
 
 

@@ -73,7 +73,6 @@ class Trainee:
         stage.net.checkpointing = optim.checkpointing
         stage.net.train()
         self._run = StepGraph(self._compute) if can_record(stage.config, device) else self._compute
-        self._done = torch.cuda.Event() if device.type == "cuda" else None
 
     def step(self, batch: Batch, rng: Rng, lr: float) -> None:
         """Forward, backward, clip, update, EMA; advances ``images_seen`` by the batch."""
@@ -82,12 +81,6 @@ class Trainee:
         count = len(batch.index)
         self.ema.update(self.params, self.images_seen, self.images_seen + count)
         self.images_seen += count
-        if self._done is not None:
-            self._done.record(torch.cuda.current_stream(self.params[0].device))
-
-    def busy(self) -> bool:
-        """Whether the device still works on updates that it was given; a CPU never does."""
-        return self._done is not None and not self._done.query()
 
     def _set_lr(self, lr: float) -> None:
         if isinstance(self.lr, Tensor):
