@@ -21,6 +21,8 @@ from cdm.nn import plain_norm
 from cdm.nn.plain_norm import PerSample, Pixels, dense, rows
 from cdm.runtime import is_eager
 
+KINDS = ("cuda",)
+"""Devices that the kernels are for; the first question everywhere, as it costs a CPU next to nothing."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WHOLE = 16384
 """Elements of a sample up to which one program has all of it in its registers: one launch in place of two."""
@@ -34,12 +36,16 @@ WIDEST = 2048
 
 def can_run(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> bool:
     """Whether the kernels are there and take these; what is wrong with others, torch's operations say."""
+    if x.device.type not in KINDS:
+        return False
     wide = weight.dtype == bias.dtype == torch.float32
     return wide and weight.shape == bias.shape == x.shape[:2] and _can_run(groups, x, weight, bias)
 
 
 def can_fold(x: Tensor, weight: Tensor, bias: Tensor, scale_shift: Tensor | None, groups: int) -> bool:
     """The same for ``folded``."""
+    if x.device.type not in KINDS:
+        return False
     b, c = x.shape[:2]
     more = [] if scale_shift is None else [scale_shift]
     shapes = weight.shape == bias.shape == (c,) and all(each.shape == (b, 2 * c) for each in more)
@@ -70,8 +76,8 @@ def is_there(device: str) -> bool:
 
 @cache
 def devices() -> tuple[str, ...]:
-    """Those that Triton has kernels for; torch's builds for a CPU come without it."""
-    return ("cuda",) if torch.cuda.is_available() and find_spec("triton") is not None else ()
+    """Those of them that are here with Triton; torch's builds for a CPU come without it."""
+    return KINDS if torch.cuda.is_available() and find_spec("triton") is not None else ()
 
 
 given_up = set[str]()
