@@ -31,6 +31,21 @@ def truth(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int
     return F.silu(y) if act else y
 
 
+def check_against_float64(inputs: list[torch.Tensor], groups: int, act: bool, limit: float) -> None:
+    """The norm and its three gradients."""
+    x = inputs[0]
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device, x.dtype)
+    results = []
+    for leaves, function in (([t.double() for t in inputs], truth), (inputs, group_norm_act)):
+        leaves = [t.clone().requires_grad_() for t in leaves]
+        y = function(*leaves, groups, act=act)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    assert results[1][0].dtype == x.dtype
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+    for want, got in zip(*results, strict=True):
+        assert (got.double() - want).norm() <= limit * want.norm() + 1e-6
+
+
 @needs_kernel
 @pytest.mark.parametrize("act", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.bfloat16, 0.0035)])
@@ -45,16 +60,7 @@ def test_the_kernel_is_group_norm_with_its_gradients(
     """Against torch's operations in float64, on tails of channels and of pixels too. bfloat16 rounds at 2^-9."""
     inputs = make_inputs(shape, dtype)
     assert cpu_norm.can_run(*inputs, groups)
-    dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    results = []
-    for leaves, function in (([t.double() for t in inputs], truth), (inputs, group_norm_act)):
-        leaves = [t.clone().requires_grad_() for t in leaves]
-        y = function(*leaves, groups, act=act)
-        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
-    assert results[1][0].dtype == dtype
-    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
-    for want, got in zip(*results, strict=True):
-        assert (got.double() - want).norm() <= limit * want.norm() + 1e-6
+    check_against_float64(inputs, groups, act, limit)
 
 
 def with_gradients(*inputs: torch.Tensor) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.nn import test_cpu_norm
-from tests.nn.test_cpu_norm import truth
+from tests.nn.test_cpu_norm import check_against_float64, truth
 from tests.oracles import require
 
 from cdm.nn import cpu_norm, gpu_norm, plain_norm
@@ -51,16 +51,7 @@ def test_they_are_group_norm_with_its_gradients(
     """Against torch's operations in float64. Triton's interpreter cuts bfloat16 off at 2^-8."""
     inputs = make_inputs(shape, dtype)
     assert gpu_norm.can_run(*inputs, groups)
-    dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
-    results = []
-    for leaves, function in (([t.double() for t in inputs], truth), (inputs, group_norm_act)):
-        leaves = [t.clone().requires_grad_() for t in leaves]
-        y = function(*leaves, groups, act=act)
-        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
-    assert results[1][0].dtype == dtype
-    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
-    for want, got in zip(*results, strict=True):
-        assert (got.double() - want).norm() <= limit * want.norm() + 1e-6
+    check_against_float64(inputs, groups, act, limit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

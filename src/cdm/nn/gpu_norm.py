@@ -159,20 +159,12 @@ def backward(saved: tuple[Tensor, ...], dy: Pixels, act: bool) -> tuple[Pixels, 
         return plain_norm.backward((pixels, weight, a, shift, mean, rstd), dy, act)
 
 
-def folded(
-    pixels: Pixels,
-    weight: Float[Tensor, " c"],
-    bias: Float[Tensor, " c"],
-    scale_shift: Float[Tensor, "b c2"] | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> Pixels | None:
-    """The output alone: scale and shift are put into the weights inside the kernel. None: it could not be built."""
+def folded(*given: Any) -> Pixels | None:
+    """The output alone, as ``_folded`` makes it of ``given``. None: it could not be built."""
     try:
-        return _folded(pixels, weight, bias, scale_shift, groups, eps, act)
+        return _folded(*given)
     except Exception as error:
-        return _give_up(pixels.device.type, error)
+        return _give_up(given[0].device.type, error)
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------
@@ -195,6 +187,7 @@ def _folded(
     eps: float,
     act: bool,
 ) -> Pixels:
+    """Scale and shift are put into the weights inside the kernel."""
     weight, bias = (t.contiguous().expand(len(pixels), -1) for t in (weight, bias))
     scale_shift = None if scale_shift is None else rows(scale_shift)
     return _normalise(dense(pixels), weight, bias, scale_shift, groups, eps, act)[0]
