@@ -85,6 +85,15 @@ def test_a_mean_far_off_costs_no_precision(kernels: None) -> None:
     assert (got.double() - want).norm() <= 1e-3 * want.norm()
 
 
+def test_tiles_of_other_means_are_put_together(kernels: None) -> None:
+    """More tiles than parts, so each part looks at several; brightness rises down the image."""
+    inputs = make_inputs((1, 8, 160, 140), torch.float32)
+    inputs[0] += torch.linspace(-5, 5, 160, device=DEVICE)[:, None]
+    call = gpu_norm._Call(inputs[0].permute(0, 2, 3, 1).flatten(1, 2), 2)
+    assert call._looks == 2 and call._tiles == 2 * call._parts
+    check_against_float64(inputs, 2, True, 3e-6)
+
+
 def test_saturated_activations_stay_finite_and_what_is_not_stays_in_its_group(kernels: None) -> None:
     x = torch.full((1, 8, 4, 4), 7.0, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
     bias = torch.tensor([[-1e30, -300.0, -90.0, -80.0, 80.0, 90.0, 300.0, 1e30]], device=DEVICE)
