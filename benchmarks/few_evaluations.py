@@ -428,8 +428,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             f"-n, --skip and --long-images are counted in blocks of {BLOCK}; expected {BLOCK} <= --long-images <= -n "
             "less --skip"
         )
-    if options.batch < BLOCK:
-        parser.error(f"--batch is {options.batch}; expected at least {BLOCK}")
+    if options.batch < BLOCK or options.batch % BLOCK:
+        parser.error(f"--batch is {options.batch}; expected a multiple of {BLOCK}, at least {BLOCK}")
     if options.also and (options.fast or options.fronts):
         parser.error("--fast and --fronts name what --also has; expected one of them")
     return options

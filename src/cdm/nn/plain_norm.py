@@ -1,6 +1,6 @@
-"""Group norm, scale and shift, SiLU by torch's operations, forward and backward: for GPUs, and CPUs without the kernel.
+"""Group norm, scale and shift, SiLU by torch's operations, forward and backward: for CPUs and GPUs without the kernel.
 
-Same functions as ``cpu_norm.py``, which is held against these.
+Same functions as ``cpu_norm.py`` and ``gpu_norm.py``, which are held against these.
 """
 
 from __future__ import annotations
