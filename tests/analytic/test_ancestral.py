@@ -9,7 +9,7 @@ import torch
 from tests.analytic.exact import GaussianDenoiser
 
 from cdm.noise.schedule import cosine_table
-from cdm.samplers import SAMPLERS, ddpm, dpmpp_sde, drain, make_grid
+from cdm.samplers import SAMPLERS, ddpm, drain, make_grid
 from cdm.types import Cond
 
 START, END, MEAN = -8.0, 6.0, 0.3
@@ -112,7 +112,10 @@ def test_fixed_variances_are_optimal_for_their_own_data(variance):
 
 
 @pytest.mark.parametrize("std", [0.05, 0.5, 0.95])
-@pytest.mark.parametrize(("sampler", "order"), [(dpmpp_sde, 2), (SAMPLERS["heun_churn"], 2), (ddpm, 1)])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(SAMPLERS["dpmpp_half"], 2), (SAMPLERS["dpmpp_sde"], 2), (SAMPLERS["heun_churn"], 2), (ddpm, 1)],
+)
 def test_mean_and_variance_converge_at_their_order(sampler, order, std):
     """The larger of both errors, the steps being doubled."""
     exact = data_law(END, std)
@@ -130,7 +133,7 @@ def test_the_first_step_of_the_sde_solver_is_ancestral():
     laws = [
         law(GaussianDenoiser((MEAN, 0.5)), cut, sampler, *data_law(START, 0.5))
         for cut in (grid[:2], grid)
-        for sampler in (dpmpp_sde, "small")
+        for sampler in (SAMPLERS["dpmpp_sde"], "small")
     ]
     assert laws[0] == pytest.approx(laws[1], rel=1e-12)
     assert laws[2] != pytest.approx(laws[3], rel=1e-3)

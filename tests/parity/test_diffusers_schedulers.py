@@ -22,7 +22,7 @@ import torch
 from tests.analytic.exact import FunctionDenoiser, random_mixture
 
 from cdm.noise.schedule import cosine_table, linear_table
-from cdm.samplers import ddim, ddpm, dpmpp, dpmpp_sde
+from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp
 from cdm.types import Cond
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is only an oracle: install the extra [dev]")
@@ -167,4 +167,15 @@ def test_dpm_solver_pp_2m(table, count, prediction, algorithm, float64_steps):
     noises = iter(range(1, count + 1))
     draws = lambda: normals(next(noises))  # noqa: E731
     reference = theirs(scheduler, table, output, draw=draws)
-    compare(dpmpp_sde(MIXTURE, normals(0), grid, Cond(), noise=lambda i: normals(i + 1)), reference)
+    compare(SAMPLERS["dpmpp_sde"](MIXTURE, normals(0), grid, Cond(), noise=lambda i: normals(i + 1)), reference)
+
+
+@every_table
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_a_step_with_less_noise_is_that_of_sa_solver(table, tau, monkeypatch):
+    """The first one, which is first order in both; SA-Solver's later ones extrapolate otherwise."""
+    scheduler, grid = build("SASolverScheduler", table, 10, tau_func=lambda timestep: tau)
+    scheduler.sigmas = torch.exp(-grid / 2)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_sasolver.randn_tensor", lambda *_, **__: normals(1))
+    first = next(dpmpp(MIXTURE, normals(0), grid, Cond(), noise=lambda i: normals(1), tau=tau))
+    torch.testing.assert_close(first.x_t, next(theirs(scheduler, table, lambda p: p.eps)), rtol=0, atol=1e-9)

@@ -8,8 +8,9 @@ import torch
 from tests.analytic.exact import FunctionDenoiser, GaussianDenoiser, random_mixture
 
 from cdm.errors import UserError
-from cdm.noise.process import eps_from_x0, posterior
+from cdm.noise.process import eps_from_x0, posterior, posterior_coefficients
 from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp, drain, heun, make_grid
+from cdm.samplers.base import ode_step, sde_step
 from cdm.types import Cond, Prediction
 
 MIXTURE = random_mixture()
@@ -142,6 +143,36 @@ def test_the_second_order_step_looks_half_a_step_ahead():
     ahead = (1 + 1 / (2 * r)) * second.x0_hat - 1 / (2 * r) * first.x0_hat
     expected = sigma / sigma_before * first.x_t - alpha * (math.exp(-h) - 1) * ahead
     torch.testing.assert_close(second.x_t, expected, rtol=0, atol=1e-12)
+
+
+def test_a_step_with_less_noise_is_one_of_a_family_between_the_ode_and_the_posterior():
+    """Xue et al. 2023, proposition 4.2. With x0_hat held, two steps are the long one, for x_t / sigma_t correlates by
+    exp(-tau^2 (lambda_s - lambda_t)); the marginal law is kept; and the noise's variance grows at tau^2 times the
+    posterior's rate. That is all there is to a step."""
+    now, then = (torch.tensor(value, dtype=torch.float64) for value in (-6.0, 3.0))
+    posterior_step = [float(each) for each in posterior_coefficients(now, then)[:3]]
+    assert sde_step(-6.0, 3.0, 1.0) == pytest.approx((*posterior_step[:2], math.exp(posterior_step[2] / 2)), rel=1e-12)
+    assert sde_step(-6.0, 3.0, 0.0) == (*ode_step(-6.0, 3.0), 0.0)
+    sigma = lambda logsnr: math.sqrt(1 / (1 + math.exp(logsnr)))  # noqa: E731
+    alpha = lambda logsnr: math.sqrt(1 / (1 + math.exp(-logsnr)))  # noqa: E731
+    for tau in (0.0, 0.3, 0.5, 1.0, 1.7):
+        (a, b, s), (a2, b2, s2) = sde_step(-6.0, -1.5, tau), sde_step(-1.5, 3.0, tau)
+        whole = sde_step(-6.0, 3.0, tau)
+        assert whole == pytest.approx((a2 * a, a2 * b + b2, math.hypot(a2 * s, s2)), rel=1e-12)
+        assert whole[0] * alpha(-6.0) + whole[1] == pytest.approx(alpha(3.0), rel=1e-12)  # the mean of a point at 1
+        assert math.hypot(whole[0] * sigma(-6.0), whole[2]) == pytest.approx(sigma(3.0), rel=1e-12)
+        small = math.exp(float(posterior_coefficients(now, now + 1e-6)[2]))
+        assert sde_step(-6.0, -6.0 + 1e-6, tau)[2] ** 2 == pytest.approx(tau**2 * small, rel=1e-5)
+        assert sde_step(-6.0, math.inf, tau) == (0.0, 1.0, 0.0)
+
+
+def test_a_multiple_of_the_noise_is_0_or_more_and_needs_noise():
+    for tau in (-0.5, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"expected 0 \(the ODE\) or more"):
+            drain(run(partial(dpmpp, tau=tau)))
+    with pytest.raises(UserError, match="needs fresh noise"):
+        drain(dpmpp(MIXTURE, normals(0), GRID, Cond(), tau=0.5))
+    drain(dpmpp(MIXTURE, normals(0), GRID, Cond()))
 
 
 def test_a_churned_heun_step_is_that_of_the_paper():

@@ -18,7 +18,7 @@ from cdm.artifacts import told_by_path
 from cdm.evaluate.intervals import Z95
 from cdm.samplers import taken
 
-SAMPLERS = ("dpmpp", "dpmpp_sde", "ddpm", "heun", "heun_churn")
+SAMPLERS = ("dpmpp", "dpmpp_half", "dpmpp_sde", "ddpm", "heun", "heun_churn")
 GRIDS = ("logsnr", "edm", "cosine", "profile")
 LADDERS = ((4, 6, 8, 12, 16, 24, 32, 64, 128), (2, 3, 4, 6, 8, 12, 16, 32, 64))
 """Evaluations that are tried: of the base, and of an SR stage."""

@@ -10,13 +10,13 @@ from cdm.samplers.base import Sampler, SampleStep, drain
 from cdm.samplers.ddim import ddim
 from cdm.samplers.ddpm import ddpm
 from cdm.samplers.dpmpp import dpmpp
-from cdm.samplers.dpmpp_sde import dpmpp_sde
 from cdm.samplers.grid import SPACINGS, make_grid
 from cdm.samplers.heun import heun
 
 SAMPLERS: dict[str, Sampler] = {
     "dpmpp": dpmpp,
-    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_half": partial(dpmpp, tau=0.5),
+    "dpmpp_sde": partial(dpmpp, tau=1.0),
     "ddim": ddim,
     "ddpm": ddpm,
     "ddpm_large": partial(ddpm, variance="large"),
@@ -44,6 +44,6 @@ def num_evaluations(sampler: str, grid: Float64[Tensor, " n"]) -> int:
 
 
 __all__ = [
-    "SAMPLERS", "SPACINGS", "SampleStep", "Sampler", "ddim", "ddpm", "dpmpp", "dpmpp_sde", "drain", "heun",
+    "SAMPLERS", "SPACINGS", "SampleStep", "Sampler", "ddim", "ddpm", "dpmpp", "drain", "heun",
     "make_grid", "num_evaluations", "num_steps", "taken",
 ]  # fmt: skip

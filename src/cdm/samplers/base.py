@@ -94,14 +94,25 @@ def evaluate(denoiser: Denoiser, x: Image, logsnr: float, cond: Cond, clip: Clip
     return prediction.x0 if clip is None else clip(prediction.x0), prediction
 
 
-def ode_step(logsnr_t: float, logsnr_s: float) -> tuple[float, float]:
-    """Factors of x_t and x0_hat in alpha_s x0_hat + sigma_s eps, with eps = (x_t - alpha_t x0_hat) / sigma_t.
+def sde_step(logsnr_t: float, logsnr_s: float, tau: float) -> tuple[float, float, float]:
+    """Factors of x_t and x0_hat, and the standard deviation of fresh noise, in a step with x0_hat held.
 
-    So eps always belongs to the x0_hat in use, clipped or not. (0, 1) at logsnr_s = +inf.
+    The exact solution of Xue et al. 2023 (SA-Solver), proposition 4.2, for a constant ``tau``: 0 is the ODE's,
+    alpha_s x0_hat + sigma_s eps with eps = (x_t - alpha_t x0_hat) / sigma_t, so eps always belongs to the x0_hat in
+    use, clipped or not; 1 the posterior q(x_s | x_t, x0_hat). (0, 1, 0) at logsnr_s = +inf.
     """
-    gap = (logsnr_t - logsnr_s) / 2
-    from_x_t = math.sqrt(_sigmoid(-logsnr_s) / _sigmoid(-logsnr_t))
-    return from_x_t, -math.sqrt(_sigmoid(logsnr_s)) * math.expm1(gap)
+    if math.isinf(logsnr_s):
+        return 0.0, 1.0, 0.0
+    gap, share = (logsnr_t - logsnr_s) / 2, tau**2
+    var_s, var_t = _sigmoid(-logsnr_s), _sigmoid(-logsnr_t)
+    from_x_t = math.sqrt(var_s / var_t) * math.exp(gap * share)
+    from_x0 = -math.sqrt(_sigmoid(logsnr_s)) * math.expm1(gap * (1 + share))
+    return from_x_t, from_x0, math.sqrt(-var_s * math.expm1(2 * gap * share))
+
+
+def ode_step(logsnr_t: float, logsnr_s: float) -> tuple[float, float]:
+    """Factors of x_t and x0_hat in a step without fresh noise."""
+    return sde_step(logsnr_t, logsnr_s, 0.0)[:2]
 
 
 def _sigmoid(x: float) -> float:
