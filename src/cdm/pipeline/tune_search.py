@@ -19,7 +19,8 @@ from cdm.evaluate.intervals import Z95
 from cdm.samplers import taken
 
 SAMPLERS = ("dpmpp", "dpmpp_half", "dpmpp_sde", "ddpm", "heun", "heun_churn")
-GRIDS = ("logsnr", "edm", "cosine", "profile")
+GRIDS = ("profile", "logsnr", "edm", "cosine")
+"""The likeliest first: a race that is short of time leaves out the last."""
 LADDERS = ((4, 6, 8, 12, 16, 24, 32, 64, 128), (2, 3, 4, 6, 8, 12, 16, 32, 64))
 """Evaluations that are tried: of the base, and of an SR stage."""
 RACES = ((8, 24), (4, 12))

@@ -1,4 +1,5 @@
-"""Samplers: pure functions on a denoiser. A new one is a new file and one line here; its tests pick it up."""
+"""Samplers: pure functions on a denoiser. A new one is a new file and one line here; the tests of what holds for all
+pick it up, those of its order and law want a line of their own."""
 
 import math
 from functools import partial

@@ -97,9 +97,9 @@ def evaluate(denoiser: Denoiser, x: Image, logsnr: float, cond: Cond, clip: Clip
 def sde_step(logsnr_t: float, logsnr_s: float, tau: float) -> tuple[float, float, float]:
     """Factors of x_t and x0_hat, and the standard deviation of fresh noise, in a step with x0_hat held.
 
-    The exact solution of Xue et al. 2023 (SA-Solver), proposition 4.2, for a constant ``tau``: 0 is the ODE's,
-    alpha_s x0_hat + sigma_s eps with eps = (x_t - alpha_t x0_hat) / sigma_t, so eps always belongs to the x0_hat in
-    use, clipped or not; 1 the posterior q(x_s | x_t, x0_hat). (0, 1, 0) at logsnr_s = +inf.
+    The exact solution of the SDE whose noise is ``tau`` times the reverse one's (Xue et al. 2023, SA-Solver). 0 is the
+    ODE's, alpha_s x0_hat + sigma_s eps with eps = (x_t - alpha_t x0_hat) / sigma_t, so eps always belongs to the
+    x0_hat in use, clipped or not; 1 is the posterior q(x_s | x_t, x0_hat). (0, 1, 0) at logsnr_s = +inf.
     """
     if math.isinf(logsnr_s):
         return 0.0, 1.0, 0.0
