@@ -177,7 +177,7 @@ def shares(fine: Levels, coarse: Levels) -> list[dict[int, float]]:
     """What the normals of the ancestral steps along ``fine`` count for in each step of ``coarse``, whose levels are all
     among them: with x0_hat held, all the small steps together are the long one (each is the posterior of the next
     level). The squares of a step's shares add up to 1, so what they make is standard normal for solvers with less
-    noise (dpmpp_half), too. A step to +inf draws nothing."""
+    noise, too. A step to +inf draws nothing."""
     places = [int((fine - level).abs().argmin()) for level in coarse[:-1]]
     found = []
     for begin, end in pairwise(places):

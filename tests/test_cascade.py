@@ -378,7 +378,7 @@ def test_settings_are_the_runs_own_with_what_is_given_over_them(rough):
         ({"aug_level": math.nan}, "augmentation level nan is out of range"),
         (
             {"sampler": "dppm"},
-            "unknown sampler 'dppm'; expected one of dpmpp, dpmpp_half, dpmpp_sde, ddim, ddpm, ddpm_large, heun",
+            "unknown sampler 'dppm'; expected one of dpmpp, dpmpp_sde, ddim, ddpm, ddpm_large, heun",
         ),
         ({"sampler": "ddpm,ddim"}, "got 2 names of a sampler; expected one, or one for each of the 3 stages"),
         ({"grid": "even"}, "unknown grid 'even'; expected one of logsnr, edm, cosine"),

@@ -21,7 +21,7 @@ from cdm.pipeline.tune_search import (
     search,
 )
 
-LEVEL = {"dpmpp": 1.0, "dpmpp_half": 0.9, "dpmpp_sde": 0.8, "ddpm": 0.7, "heun": 2.0, "heun_churn": 3.0}
+LEVEL = {"dpmpp": 1.0, "dpmpp_sde": 0.8, "ddpm": 0.7, "heun": 2.0, "heun_churn": 3.0}
 GRID = {"logsnr": 1.0, "edm": 1.1, "cosine": 3.0, "profile": 0.9}
 
 

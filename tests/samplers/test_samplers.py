@@ -144,7 +144,7 @@ def test_the_second_order_step_looks_half_a_step_ahead():
     ahead = (1 + 1 / (2 * r)) * second.x0_hat - 1 / (2 * r) * first.x0_hat
     expected = sigma / sigma_before * first.x_t - alpha * (math.exp(-h) - 1) * ahead
     torch.testing.assert_close(second.x_t, expected, rtol=0, atol=1e-12)
-    for tau, sampler in ((0.5, SAMPLERS["dpmpp_half"]), (1.0, SAMPLERS["dpmpp_sde"]), (1.5, partial(dpmpp, tau=1.5))):
+    for tau, sampler in ((0.5, partial(dpmpp, tau=0.5)), (1.0, SAMPLERS["dpmpp_sde"]), (1.5, partial(dpmpp, tau=1.5))):
         grid = torch.tensor(values, dtype=torch.float64)
         first, second = list(sampler(MIXTURE, x, grid, Cond(), noise=lambda i: normals(i + 1)))
         ahead = (1 + 1 / (2 * r)) * second.x0_hat - 1 / (2 * r) * first.x0_hat

@@ -90,8 +90,8 @@ class Sample:
     steps: Annotated[str | None, _may("A,B,..")] = None
     """Steps per stage from the base up (default: the run's, else 32,16,16)."""
     sampler: Annotated[str | None, _may("NAME[,..]")] = None
-    """dpmpp, dpmpp_half, dpmpp_sde, ddim, ddpm, ddpm_large, heun or heun_churn,
-    for all or each stage (default: the run's, else dpmpp)."""
+    """dpmpp, dpmpp_sde, ddim, ddpm, ddpm_large, heun or heun_churn, for all or
+    each stage (default: the run's, else dpmpp)."""
     grid: Annotated[str | None, _may("NAME[,..]")] = None
     """logsnr, edm or cosine, for all or each stage (default: the run's)."""
     threshold: Annotated[float | None, _may("P")] = None

@@ -18,7 +18,7 @@ from cdm.artifacts import told_by_path
 from cdm.evaluate.intervals import Z95
 from cdm.samplers import taken
 
-SAMPLERS = ("dpmpp", "dpmpp_half", "dpmpp_sde", "ddpm", "heun", "heun_churn")
+SAMPLERS = ("dpmpp", "dpmpp_sde", "ddpm", "heun", "heun_churn")
 GRIDS = ("profile", "logsnr", "edm", "cosine")
 """The likeliest first: a race that is short of time leaves out the last."""
 LADDERS = ((4, 6, 8, 12, 16, 24, 32, 64, 128), (2, 3, 4, 6, 8, 12, 16, 32, 64))

@@ -16,7 +16,6 @@ from cdm.samplers.heun import heun
 
 SAMPLERS: dict[str, Sampler] = {
     "dpmpp": dpmpp,
-    "dpmpp_half": partial(dpmpp, tau=0.5),
     "dpmpp_sde": partial(dpmpp, tau=1.0),
     "ddim": ddim,
     "ddpm": ddpm,
