@@ -315,6 +315,8 @@ def test_given_low_res_images_take_the_place_of_the_base(rough):
     truncated = rough.sample(**EACH, settings=settings(rough, hand_over="truncated"), low_res=full.images[0])
     assert torch.equal(truncated.images[0], full.images[0])  # the base does not run, so it is not truncated
     assert truncated.saved_evaluations[0] == 0 < truncated.saved_evaluations[1]
+    with pytest.raises(UserError, match="no SR stage to run on them; expected stop_after of 1 or more"):
+        rough.sample(**EACH, settings=own, low_res=full.images[0], stop_after=0)
 
 
 @pytest.mark.parametrize("kind", ["none", "blur"])

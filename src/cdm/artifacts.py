@@ -60,6 +60,10 @@ def told_by_path(path: Path) -> Iterator[None]:
             )
         elif error.errno in _DENIED:
             cure = f"no permission for {path}: choose another folder, or change its permissions."
+        elif isinstance(error, FileExistsError | NotADirectoryError):
+            cure = (
+                f"{path} cannot be used: it, or a part of it, is a file where a folder is meant. Choose another path."
+            )
         else:
             cure = f"{path} cannot be used: {error.strerror or error}. Choose another path."
         raise UserError(cure) from error

@@ -178,6 +178,11 @@ class Cascade:
         all_seeds = torch.arange(count) if all_seeds is None else all_seeds
         self._check(count, all_labels, all_seeds, low_res)
         running = self.stages[0 if low_res is None else 1 : last + 1]
+        if not running:
+            raise UserError(
+                "got low_res, which take the place of the base's images, and no SR stage to run on them; expected "
+                "stop_after of 1 or more, in a cascade of two stages or more."
+            )
         for stage in running:
             stage.check_labels(all_labels, count)
         stops = {stage.index: self.stop_level(stage, settings) for stage in running[:-1]}

@@ -200,7 +200,11 @@ def test_a_dry_run_promises_what_will_come(real, own, cache, tmp_path):
     made = npz(tmp_path, arr_0=np.zeros((7, 16, 16, 3), np.uint8), arr_1=np.zeros(7, np.int64))
     data = ("--data", real / "val", "--train-data", real / "train", "--metrics", "kid,cas,prdc")
     ran = run_here("evaluate", made, *data, *own, "--out", tmp_path / "out", "--dry-run")
-    succeeded(ran, "KID needs at least 8 images", "CAS does not apply: 1 class without generated images: dog")
+    succeeded(
+        ran,
+        "KID needs at least 8 images on both sides; got 7 images that are judged",
+        "CAS does not apply: 1 class without generated images: dog",
+    )
     planned = next(line for line in ran.out.splitlines() if line.startswith("to be measured"))
     assert "KID" not in planned and "CAS" not in planned and "precision" in planned
 

@@ -175,12 +175,15 @@ def test_looking_for_the_files_of_very_many_images_takes_little_time_and_memory(
     begin = time.process_time()
     files.kept()
     spent = time.process_time() - begin
-    tracemalloc.start()
-    try:
-        kept = files.kept()
-        held, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    memory = []
+    for _ in range(3):  # threads of earlier tests count as well, but not each time
+        tracemalloc.start()
+        try:
+            kept = files.kept()
+            memory.append(tracemalloc.get_traced_memory())
+        finally:
+            tracemalloc.stop()
+    held, peak = min(memory)
     assert sum(kept) == 500 and kept.startswith(b"\1" * 500)
     assert held < 2 * 20_000 and peak < 500_000
     assert spent < 30  # mostly the checks of every signature; 0.3 ms a file without

@@ -60,7 +60,8 @@ def _by_extractor(desk: Desk, inputs: Inputs, extractor: Extractor) -> list[str]
             metrics = []
         few = min(count, there) < LEAST
         if few and request.wants("kid"):
-            reason = f"KID needs at least {LEAST} images on both sides; got {there} and {count}"
+            side = f"{role}'s images" if there < LEAST else "images that are judged"
+            reason = f"KID needs at least {LEAST} images on both sides; got {min(there, count)} {side}"
             desk.leave_out(reason, ["kid"], extractor=extractor.name, reference=role)
         others = [*["kid"] * (request.wants("kid") and not few), *(NEIGHBOURHOODS if request.wants("prdc") else ())]
         if real is None and others:
