@@ -131,6 +131,15 @@ def recorded(judge: Judge, fast: list[Candidate], folder: Path, seed: int, refer
     return from_dict(SamplingConfig, load_json(path)["settings"], str(path))
 
 
+def settings_in(told: dict[str, Any], path: Path) -> SamplingConfig:
+    settings = from_dict(SamplingConfig, told, str(path))
+    if unknown := {*settings.sampler.split(",")} - {*SAMPLERS}:
+        raise UserError(
+            f"{path} names the sampler {min(unknown)!r}, which is not here; expected of {', '.join(SAMPLERS)}."
+        )
+    return settings
+
+
 def chosen(path: Path, run: SamplingConfig) -> SamplingConfig:
     """Settings that stand in a file, as a result of this script has them. run: those of the run, which all but sampler,
     grid and steps must be as."""
@@ -138,7 +147,7 @@ def chosen(path: Path, run: SamplingConfig) -> SamplingConfig:
     found = told.get("fast") if isinstance(told, dict) else None
     if not isinstance(found, dict):
         raise UserError(f"--fast is {path}, in which no settings.fast stands; expected a result of {SCRIPT}.")
-    settings = from_dict(SamplingConfig, found, str(path))
+    settings = settings_in(found, path)
     most = (FAST[0], *[FAST[1]] * (len(run.steps) - 1))
     if len(settings.steps) != len(most) or any(n > limit for n, limit in zip(settings.steps, most, strict=True)):
         raise UserError(
@@ -320,7 +329,7 @@ class Earlier:
 def read_earlier(path: Path) -> Earlier:
     found = load_json(path)
     try:
-        fast, reference = (from_dict(SamplingConfig, found["settings"][name], str(path)) for name in ARMS)
+        fast, reference = (settings_in(found["settings"][name], path) for name in ARMS)
         ratios = {}
         for place in PLACES:
             told = found["figures"][place]["fast"]["ratio to reference"]

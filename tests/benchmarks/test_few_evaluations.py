@@ -115,6 +115,7 @@ def test_settings_of_a_file_and_the_images_that_they_were_chosen_on_left_out(mea
     for content, said in (
         ({}, "no settings.fast stands"), ({"settings": None}, "no settings.fast stands"),
         ({"settings": {"fast": TOO_MANY}}, "of 17+2 evaluations"),
+        ({"settings": {"fast": TOO_MANY | {"sampler": "dpmpp,gone"}}}, "names the sampler 'gone', which is not here"),
         ({"settings": {"fast": whole["settings"]["fast"] | {"aug_level": [0.3]}}}, "whose aug_level is (0.3,)"),
     ):  # fmt: skip
         save_json(tmp_path / "first.json", content)
