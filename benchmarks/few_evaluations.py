@@ -135,7 +135,7 @@ def settings_in(told: dict[str, Any], path: Path) -> SamplingConfig:
     settings = from_dict(SamplingConfig, told, str(path))
     if unknown := {*settings.sampler.split(",")} - {*SAMPLERS}:
         raise UserError(
-            f"{path} names the sampler {min(unknown)!r}, which is not here; expected of {', '.join(SAMPLERS)}."
+            f"{path} names the sampler {min(unknown)!r}, which is not here; expected one of {', '.join(SAMPLERS)}."
         )
     return settings
 
@@ -335,6 +335,8 @@ def read_earlier(path: Path) -> Earlier:
             told = found["figures"][place]["fast"]["ratio to reference"]
             ratios[place] = {name: float(told[name]) for name in ("value", "low", "high")}
         facts = (str(found["weights"]), str(found["extractor"]), str(found.get("val", "")), int(found["seed"]))
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"--also is {path}, which is no result of {SCRIPT} ({type(error).__name__}: {error}); expected one."

@@ -114,6 +114,28 @@ def test_little_time_leaves_the_costly_ones_out(tmp_path: Path, seconds: float) 
     assert max(p.candidate.evaluations for p in points) <= min(costly)
 
 
+@pytest.mark.parametrize("seconds", [60.0, 150.0, 400.0, 1000.0])
+def test_the_stage_s_own_grid_is_in_both_races_and_its_making_within_the_time(tmp_path: Path, seconds: float) -> None:
+    """It takes 24 s once, and a candidate of the first race 10: where a race has less, it does without."""
+    clock, made = Clock(seconds), []
+
+    def measure(candidate: Candidate, images: int) -> Measured:
+        took = (candidate.evaluations + 2) * images / 100
+        clock.now += took
+        if candidate.grid == "profile":
+            clock.now += 0 if made else 24
+            made.append(candidate.evaluations)
+        return Measured(candidate, law(candidate), None, None, images, took)
+
+    def pace() -> Measured:
+        return Measured(Candidate("dpmpp", "logsnr", 3), 0.0, None, None, 32, 5 * 32 / 100)
+
+    timed = Trial(lambda candidate, images: f"{candidate} {images}", measure, pace, profile=2400)
+    search(timed, Ledger(tmp_path / "m.jsonl"), clock, is_base=True, images=100, most=1000)
+    assert clock.now <= seconds
+    assert {*made} >= {*module.RACES[0]} if 34 <= seconds * module.RACE_TIME else not made
+
+
 def test_a_probe_keeps_even_the_first_candidate_within_the_time(tmp_path: Path) -> None:
     """Five seconds of an image and evaluation: 400 images of 8 evaluations would take hours."""
     asked: list[Candidate] = []

@@ -34,7 +34,9 @@ def kid(real: Rows, fake: Rows, *, subsets: int = 100, subset_size: int = 1000, 
     """
     smaller = min(len(real), len(fake))
     if smaller < LEAST:
-        raise UserError(f"KID needs at least {LEAST} images on both sides; got {len(real)} and {len(fake)}: give more.")
+        raise UserError(
+            f"KID needs at least {LEAST} images on both sides; got {len(real)} real ones, {len(fake)} judged."
+        )
     if real.shape[1] != fake.shape[1]:
         raise UserError(
             f"got {real.shape[1]} and {fake.shape[1]} features per image; expected the same extractor on both sides."

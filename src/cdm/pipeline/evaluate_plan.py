@@ -60,8 +60,7 @@ def _by_extractor(desk: Desk, inputs: Inputs, extractor: Extractor) -> list[str]
             metrics = []
         few = min(count, there) < LEAST
         if few and request.wants("kid"):
-            side = f"{role}'s images" if there < LEAST else "images that are judged"
-            reason = f"KID needs at least {LEAST} images on both sides; got {min(there, count)} {side}"
+            reason = f"KID needs at least {LEAST} images on both sides; got {count} judged ones and {there} of {role}"
             desk.leave_out(reason, ["kid"], extractor=extractor.name, reference=role)
         others = [*["kid"] * (request.wants("kid") and not few), *(NEIGHBOURHOODS if request.wants("prdc") else ())]
         if real is None and others:

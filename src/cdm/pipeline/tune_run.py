@@ -22,7 +22,7 @@ from cdm.pipeline.tune_level_bench import halves
 from cdm.pipeline.tune_request import TuneRequest
 from cdm.pipeline.tune_search import BALANCED, FAST, Budget, Ledger, Measured, Trial, front, pick, search
 from cdm.pipeline.tune_store import store_sampling
-from cdm.pipeline.tune_trials import StageTrials
+from cdm.pipeline.tune_trials import PROFILE_IMAGES, PROFILE_STEPS, StageTrials
 from cdm.runtime import set_threads
 from cdm.settings import MAX_STEPS
 from cdm.train.log import counted, duration
@@ -98,7 +98,7 @@ def _search(request: TuneRequest, trials: StageTrials, ledger: Ledger, budget: B
     table = stage.denoiser.table
     say(f"stage {stage.name}: up to {duration(budget.seconds)} of search, {request.images:,} images of each candidate")
     points, left_out = search(
-        Trial(trials.key, trials.measure, trials.probe), ledger, budget,
+        Trial(trials.key, trials.measure, trials.probe, PROFILE_STEPS * PROFILE_IMAGES), ledger, budget,
         is_base=stage.config.is_base, images=request.images, most=MAX_STEPS if table is None else len(table),
         present=trials.present,
     )  # fmt: skip

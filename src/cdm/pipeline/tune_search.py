@@ -108,12 +108,13 @@ class Trial:
     """How the search measures.
 
     key: ``key(candidate, images)`` names a measurement. measure: makes it. probe: a small one, of a few images in a few
-    seconds, that says how fast it goes.
+    seconds, that says how fast it goes. profile: evaluations, times images, that a grid of the stage's own takes once.
     """
 
     key: Callable[[Candidate, int], str]
     measure: Callable[[Candidate, int], Measured]
     probe: Callable[[], Measured]
+    profile: int = 0
 
 
 @dataclass
@@ -122,6 +123,7 @@ class _Pace:
     long as nothing was."""
 
     probe: Callable[[], Measured]
+    profile: int  # 0 once it is there
     per_evaluation: float = 0.0
     _probed: float = 0.0
 
@@ -131,7 +133,8 @@ class _Pace:
     def seconds(self, candidate: Candidate, images: int) -> float:
         if not self.per_evaluation and not self._probed:
             self._probed = self._of(self.probe())
-        return (self.per_evaluation or self._probed) * images * (candidate.evaluations + 2)
+        first = self.profile if candidate.grid == "profile" else 0
+        return (self.per_evaluation or self._probed) * (images * (candidate.evaluations + 2) + first)
 
     def _of(self, measured: Measured) -> float:
         return measured.seconds / (measured.images * (measured.candidate.evaluations + 2))  # 2: features and the start
@@ -146,7 +149,7 @@ def search(
     most: evaluations that the stage can take (a table has no more levels). present: how the stage is sampled now; it is
     measured first, if the time suffices.
     """
-    pace, left_out = _Pace(trial.probe), []
+    pace, left_out = _Pace(trial.probe, trial.profile), []
 
     def measured(candidate: Candidate, count: int, left: float) -> Measured | None:
         key = trial.key(candidate, count)
@@ -157,6 +160,7 @@ def search(
                 return None
             found = trial.measure(candidate, count)
             ledger.put(key, found)
+            pace.profile *= candidate.grid != "profile"
         pace.learn(found)
         return found
 

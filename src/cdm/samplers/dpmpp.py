@@ -34,7 +34,7 @@ def dpmpp(
     tau: noise that is drawn anew on the way, as a multiple of the reverse SDE's coefficient (Xue et al. 2023,
         SA-Solver): 0 is the ODE, without noise; at 1 the first-order steps are ancestral ones with the small variance.
         Long steps forget more of their start, so at 1/2 they draw more than half of what the SDE does. All have the
-        same law for an exact denoiser and many steps. Noise mends errors of earlier steps, and wants shorter ones.
+        same law for an exact denoiser and many steps. Noise mends errors of earlier steps, and wants shorter steps.
 
     Raises:
         UserError: ``tau`` below 0, or above 0 without ``noise``.
