@@ -224,6 +224,8 @@ def test_an_earlier_result_counts_as_well(measure: Any, tmp_path: Path, capsys: 
     refused({"settings": settings | {"reference": settings["fast"]}}, "with another reference")
     short = settings["fast"] | {"steps": [3], "levels": settings["fast"]["levels"][:1]}
     refused({"settings": settings | {"fast": short}}, "with another number of stages")
+    gone = settings | {"fast": settings["fast"] | {"sampler": "gone"}}
+    refused({"settings": gone}, "^(?!.*no result).*names the sampler 'gone', which is not here")
     refused({"settings": []}, "which is no result of few_evaluations.py")
     refused({"figures": {}}, "which is no result of few_evaluations.py")
     for ratio, words in ((told(1, 1, 1), "have no interval"), ([], "no result"), (told(1, 0.9, None), "no result")):  # type: ignore[arg-type]

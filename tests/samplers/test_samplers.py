@@ -10,7 +10,7 @@ from tests.analytic.exact import FunctionDenoiser, GaussianDenoiser, random_mixt
 from cdm.errors import UserError
 from cdm.noise.process import eps_from_x0, posterior, posterior_coefficients
 from cdm.samplers import SAMPLERS, ddim, ddpm, dpmpp, drain, heun, make_grid
-from cdm.samplers.base import ode_step, sde_step
+from cdm.samplers.base import sde_step
 from cdm.types import Cond, Prediction
 
 MIXTURE = random_mixture()
@@ -161,9 +161,10 @@ def test_a_step_with_less_noise_is_one_of_a_family_between_the_ode_and_the_poste
     now, then = (torch.tensor(value, dtype=torch.float64) for value in (-6.0, 3.0))
     posterior_step = [float(each) for each in posterior_coefficients(now, then)[:3]]
     assert sde_step(-6.0, 3.0, 1.0) == pytest.approx((*posterior_step[:2], math.exp(posterior_step[2] / 2)), rel=1e-12)
-    assert sde_step(-6.0, 3.0, 0.0) == (*ode_step(-6.0, 3.0), 0.0)
     sigma = lambda logsnr: math.sqrt(1 / (1 + math.exp(logsnr)))  # noqa: E731
     alpha = lambda logsnr: math.sqrt(1 / (1 + math.exp(-logsnr)))  # noqa: E731
+    ratio = sigma(3.0) / sigma(-6.0)  # alpha_s x0_hat + sigma_s eps, eps being (x_t - alpha_t x0_hat) / sigma_t
+    assert sde_step(-6.0, 3.0, 0.0) == pytest.approx((ratio, alpha(3.0) - ratio * alpha(-6.0), 0.0), rel=1e-12)
     for tau in (0.0, 0.3, 0.5, 1.0, 1.7):
         (a, b, s), (a2, b2, s2) = sde_step(-6.0, -1.5, tau), sde_step(-1.5, 3.0, tau)
         whole = sde_step(-6.0, 3.0, tau)

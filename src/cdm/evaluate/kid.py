@@ -35,7 +35,7 @@ def kid(real: Rows, fake: Rows, *, subsets: int = 100, subset_size: int = 1000, 
     smaller = min(len(real), len(fake))
     if smaller < LEAST:
         raise UserError(
-            f"KID needs at least {LEAST} images on both sides; got {len(real)} real ones, {len(fake)} judged."
+            f"KID needs at least {LEAST} images on both sides; got {len(real)} real, {len(fake)} judged: give more."
         )
     if real.shape[1] != fake.shape[1]:
         raise UserError(
