@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.fakes import random_cascade, stage_config
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdm.batching
 from cdm.batching import Batches, bytes_per_image, choose_batch_size, fit_together, free
-from cdm.cascade import Cascade, Samples
+from cdm.cascade import Cascade, Samples, _whole
 from cdm.errors import UserError, is_out_of_memory
 from cdm.nn.unet import UNet
 from cdm.stage import Stage
@@ -281,6 +282,14 @@ def test_what_is_free_at_the_moment_matters_only_where_it_is_little(cascade, mon
 
 
 def test_a_batch_size_below_one_is_refused_and_the_default_is_chosen(cascade):
-    with pytest.raises(UserError, match=re.escape("got batch_size 0; expected at least 1")):
+    with pytest.raises(UserError, match=re.escape("got batch_size 0; expected a whole number, at least 1")):
         sampled(cascade, batch_size=0)
     assert sampled(cascade, count=2).batch_size == cascade.auto_batch_size() == 64
+
+
+@pytest.mark.parametrize("value", ["0", "auto", 1.5, True, None, [1], 0, 4, 2**70])
+def test_what_is_no_whole_number_in_the_range_is_one_sentence(value):
+    """Called itself, as types are checked before the cascade's methods in tests."""
+    assert [_whole("n", good, "1 to 3", 1, 3) for good in (1, np.int64(3))] == [1, 3]
+    with pytest.raises(UserError, match=re.escape(f"got n {value!r}; expected a whole number, 1 to 3.")):
+        _whole("n", value, "1 to 3", 1, 3)

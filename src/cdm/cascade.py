@@ -7,6 +7,7 @@ result.images[-1]  # float32 [3, C, H, W] in [-1, 1]; result.images[0] is the ba
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -165,11 +166,12 @@ class Cascade:
             raise UserError(f"got both settings and {given_too[0]}; expected one of them: put {given_too[0]} into it.")
         if settings is None:
             settings = self.settings(**own)
-        last = len(self.stages) - 1 if stop_after is None else stop_after
-        if not 0 <= last < len(self.stages):
-            raise UserError(f"got stage {last}; expected 0 to {len(self.stages) - 1}.")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"got batch_size {batch_size}; expected at least 1.")
+        top = len(self.stages) - 1
+        last = top if stop_after is None else _whole("stop_after", stop_after, f"a stage, 0 to {top}", 0, top)
+        if batch_size is not None:
+            batch_size = _whole("batch_size", batch_size, "at least 1, or None, which chooses")
+        if num_images is not None:
+            num_images = _whole("num_images", num_images, "at least 1")
         all_labels = None if labels is None else _integers("labels", labels)
         all_seeds = None if seeds is None else _integers("seeds", seeds)
         low_res = None if low_res is None else _batch(low_res)
@@ -247,7 +249,7 @@ class Cascade:
         if low_res is not None and tuple(low_res.shape[1:]) != wanted:
             raise UserError(
                 f"got low_res images of shape {tuple(low_res.shape[1:])}; expected {wanted} (channels, height, width), "
-                "the base's: resize them."
+                "the base's."
             )
         if low_res is not None and not bool((low_res.abs() <= 1).all()):
             raise UserError(
@@ -338,6 +340,17 @@ def _first(stages: Sequence[int], config: CascadeConfig, run: Path) -> Sequence[
             "expected the first so many, from the base up: give another run folder, or fewer stages."
         )
     return stages
+
+
+def _whole(name: str, value: object, expected: str, least: int = 1, most: int = 2**63 - 1) -> int:
+    """``value``, if it is one whole number in the range that ``expected`` tells of."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise UserError(f"got {name} {value!r:.60}; expected a whole number, {expected}.")
+    return number
 
 
 def _integers(name: str, values: object) -> Int64[Tensor, " b"]:

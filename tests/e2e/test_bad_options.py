@@ -45,6 +45,7 @@ REFUSED = {
     "validation data missing": (("--val", "nowhere"), ("no data at 'nowhere'", "check the path")),
     "run folder without a name": (("--out", ""), ("empty --out", "expected a path")),
     "run folder that is a file": (("--out", __file__), ("test_bad_options.py", "expected a folder")),
+    "run folder below a file": (("--out", f"{__file__}/a/b"), ("lies below", "is a file; expected a folder")),
 }
 
 
@@ -57,7 +58,7 @@ def test_refused(case, data, tmp_path):
         del given["--images"]
     line = [part for pair in given.items() for part in pair]
     refused(run("train", data, *line), *words)
-    if case.endswith("too few"):
+    if case.endswith(("too few", "below a file")):
         refused(run("train", data, *line, "--dry-run"), *words)  # it tells what would be refused
     assert not (tmp_path / "run" / "cascade.json").exists()
     if case == "images too few":

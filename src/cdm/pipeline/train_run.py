@@ -196,9 +196,10 @@ def prepare(
 
 def _stored(out: Path) -> dict[str, Any] | None:
     with told_by_path(out):
-        is_file = out.exists() and not out.is_dir()
-    if is_file:
-        raise UserError(f"--out {out} is a file; expected a folder to make, or a run to go on with.")
+        there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        what = "is a file" if there == out else f"lies below {there}, which is a file"
+        raise UserError(f"--out {out} {what}; expected a folder to make, or a run to go on with.")
     if not (out / "cascade.json").exists():
         if next(out.glob("*-*/training/ckpt-*.safetensors"), None) is not None:
             raise UserError(
